@@ -1,0 +1,184 @@
+"""The connection to SQLite or Postgres: pragmas, transactions, and driver errors translated once."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import ArgumentError as UrlError
+from sqlalchemy.exc import (
+    DBAPIError,
+    NoSuchModuleError,
+    OperationalError,
+    ProgrammingError,
+)
+
+from db.errors import DatabaseUnavailableError, SettingsError
+
+# The head of db/migrations: a test holds the two equal. Kept here so that a command can
+# compare it without importing alembic, which takes longer than the command itself.
+HEAD_REVISION = "0001"
+_SQLITE_BUSY_TIMEOUT_MS = 30_000
+_CONNECT_TIMEOUT_S = 5
+
+
+def _sqlite_connect(connection: Any, _: object) -> None:
+    # The driver must not open transactions of its own: `_sqlite_begin` says which kind each is.
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    # WAL: a reader never waits for the writer. FULL: what was committed survives a power cut,
+    # at an fsync per commit, and there are only a few commits a second.
+    for pragma in (
+        "journal_mode = WAL",
+        "synchronous = FULL",
+        f"busy_timeout = {_SQLITE_BUSY_TIMEOUT_MS}",
+        "foreign_keys = ON",
+        "temp_store = MEMORY",
+        "cache_size = -32768",
+        "journal_size_limit = 67108864",
+    ):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _sqlite_begin(connection: Connection) -> None:
+    # A write transaction takes the write lock at its start: one that upgrades later
+    # would fail at once with SQLITE_BUSY, whatever the busy timeout.
+    write = connection.get_execution_options().get("promptmill_write")
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+
+def _create_sqlite_file(path: Path) -> None:
+    """Make the file ourselves, since SQLite would make it readable to others; -wal and -shm take its mode."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+    except OSError as error:
+        raise DatabaseUnavailableError(
+            f"cannot create the database {path}: {error.strerror}; set PROMPTMILL_HOME to a folder you can write to"
+        ) from error
+
+
+def _parse(url: str) -> URL:
+    try:
+        parsed = make_url(url)
+    except UrlError:
+        raise SettingsError(
+            "PROMPTMILL_DATABASE_URL is not a database URL; give sqlite:////path/to/file.db"
+            " or postgresql://user@host/name"
+        ) from None
+    if parsed.drivername in ("postgres", "postgresql"):
+        return parsed.set(drivername="postgresql+psycopg")
+    if parsed.drivername not in ("sqlite", "postgresql+psycopg"):
+        raise SettingsError(
+            f"PROMPTMILL_DATABASE_URL names {parsed.drivername}; promptmill stores jobs in sqlite or postgresql"
+        )
+    return parsed
+
+
+class Database:
+    """One database and its pool of connections. Safe to share between threads, not across a fork."""
+
+    def __init__(self, url: str, pool_size: int = 8) -> None:
+        self.url = _parse(url)
+        self.is_sqlite = self.url.drivername == "sqlite"
+        if self.is_sqlite:
+            if not self.url.database or self.url.database == ":memory:":
+                raise SettingsError("PROMPTMILL_DATABASE_URL names no file: jobs must outlive the process")
+            _create_sqlite_file(Path(self.url.database))
+        arguments: dict[str, Any] = (
+            {"timeout": _SQLITE_BUSY_TIMEOUT_MS / 1000}
+            if self.is_sqlite
+            else {
+                "connect_timeout": _CONNECT_TIMEOUT_S,
+                "application_name": "promptmill",
+            }
+        )
+        try:
+            self._engine: Engine = create_engine(
+                self.url,
+                pool_size=pool_size,
+                max_overflow=pool_size,
+                # a server restarted between two calls costs a ping, and not an error
+                pool_pre_ping=not self.is_sqlite,
+                connect_args=arguments,
+                # an error's text must not hold a statement's values: they are prompts
+                hide_parameters=True,
+            )
+        except NoSuchModuleError as error:  # pragma: no cover  the driver is a dependency
+            raise SettingsError(f"the database's driver is not installed: {error}") from error
+        if self.is_sqlite:
+            event.listen(self._engine, "connect", _sqlite_connect)
+            event.listen(self._engine, "begin", _sqlite_begin)
+
+    @property
+    def label(self) -> str:
+        """The URL without its password, for messages."""
+        return self.url.render_as_string(hide_password=True)
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A transaction that only reads: on SQLite a snapshot, on Postgres READ COMMITTED."""
+        with (
+            self._translated(),
+            self._engine.connect() as connection,
+            connection.begin(),
+        ):
+            yield connection
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """A transaction that commits when the block ends, and rolls back when it raises."""
+        with self._translated(), self._engine.connect() as connection:
+            connection = connection.execution_options(promptmill_write=True)
+            with connection.begin():
+                yield connection
+
+    def call(self, function: Callable[[Connection], Any]) -> Any:
+        """Run `function` in a connection of its own, outside any transaction of ours (migrations)."""
+        with self._translated(), self._engine.connect() as connection:
+            return function(connection.execution_options(promptmill_write=True))
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except OperationalError as error:
+            raise DatabaseUnavailableError(self._explain(error)) from error
+        except ProgrammingError as error:
+            if self.revision() != HEAD_REVISION:
+                raise DatabaseUnavailableError(self._needs_upgrade()) from error
+            raise
+        except DBAPIError as error:
+            if error.connection_invalidated:
+                raise DatabaseUnavailableError(self._explain(error)) from error
+            raise
+
+    def _explain(self, error: DBAPIError) -> str:
+        # The driver's text only: SQLAlchemy's own adds the statement and its values, which are prompts.
+        reason = str(error.orig).strip().splitlines()[0] if error.orig else "the connection was lost"
+        if "no such table" in reason:
+            return self._needs_upgrade()
+        if "disk is full" in reason:
+            return f"no space is left for the database {self.label}; nothing of this step was stored"
+        return f"the database {self.label} is not available: {reason}"
+
+    def _needs_upgrade(self) -> str:
+        return f"the database {self.label} is not at revision {HEAD_REVISION}; run: promptmill db upgrade"
+
+    def revision(self) -> str | None:
+        """The migration the database stands at; None for an empty one."""
+        try:
+            with self._engine.connect() as connection:
+                return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+        except (ProgrammingError, OperationalError) as error:
+            reason = str(error.orig)
+            if "no such table" in reason or ("does not exist" in reason and "alembic_version" in reason):
+                return None
+            raise DatabaseUnavailableError(self._explain(error)) from error

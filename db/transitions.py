@@ -1,0 +1,370 @@
+"""The only writer of state columns: one function an arrow of `states`, each one guarded UPDATE.
+
+An update that matches no row wrote nothing, and says why: NotFoundError, WrongStateError (with the state
+found and those expected), or LeaseLostError where the arrow needs a lease.
+
+Lock order, always: the job's row, then its chunks. `lock_job` is called first by whatever may close the job
+or put a chunk back, so that a cancel never passes a chunk that is on its way back to queued.
+"""
+
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Table,
+    delete,
+    func,
+    insert,
+    select,
+    update,
+)
+
+from db.errors import LeaseLostError, NotFoundError, WrongStateError
+from db.states import (
+    CHUNK_ARROWS,
+    JOB_ARROWS,
+    WORKER_ARROWS,
+    Arrow,
+    ChunkState,
+    JobState,
+    WorkerState,
+)
+from db.tables import chunks, jobs, now_s, requests, results, workers
+
+_OPEN_CHUNK = (ChunkState.QUEUED, ChunkState.RUNNING)
+
+
+@dataclass(frozen=True)
+class Lease:
+    """The right to write one chunk's results; `lease_id` is the fence."""
+
+    lease_id: str
+    chunk_id: int
+    job_id: str
+    first_index: int
+    num_requests: int
+    attempt: int
+
+
+@dataclass(frozen=True)
+class NewJob:
+    """What a submit knows of its job before it reads the first line."""
+
+    id: str
+    card_name: str
+    card_sha256: str
+    card: str
+    input_name: str
+    name: str | None = None
+    priority: int = 0
+
+
+def _move(
+    tx: Connection,
+    table: Table,
+    what: str,
+    key: Any,
+    arrow: Arrow[Any],
+    *guards: ColumnElement[bool],
+    **values: Any,
+) -> None:
+    moved = tx.execute(
+        update(table)
+        .where(table.c.id == key, table.c.state.in_(arrow.sources), *guards)
+        .values(state=arrow.target, **values)
+    )
+    if moved.rowcount == 0:
+        _refuse(tx, table, what, key, arrow)
+
+
+def _refuse(tx: Connection, table: Table, what: str, key: Any, arrow: Arrow[Any]) -> None:
+    state = tx.execute(select(table.c.state).where(table.c.id == key)).scalar()
+    if state is None:
+        raise NotFoundError(f"there is no {what} {key}")
+    if state in arrow.sources:
+        raise LeaseLostError(f"the lease on {what} {key} has passed to somebody else")
+    raise WrongStateError(f"{what} {key}", state, frozenset(arrow.sources))
+
+
+# --- jobs -----------------------------------------------------------------------------------------------------
+
+
+def stage_job(tx: Connection, job: NewJob, submit_lease_s: float) -> None:
+    """(new) -> validating: a job that only its submit sees."""
+    tx.execute(
+        insert(jobs).values(
+            id=job.id,
+            name=job.name,
+            state=JobState.VALIDATING,
+            priority=job.priority,
+            card_name=job.card_name,
+            card_sha256=job.card_sha256,
+            card=job.card,
+            input_name=job.input_name,
+            created_at=now_s(),
+            submit_lease_until=now_s() + submit_lease_s,
+        )
+    )
+
+
+def renew_submit(tx: Connection, job_id: str, submit_lease_s: float) -> None:
+    """Keep a validating job from the sweeper. First in every transaction that adds lines, so that
+    a submit that slept past its lease adds none: then LeaseLostError."""
+    renewed = tx.execute(
+        update(jobs)
+        .where(jobs.c.id == job_id, jobs.c.state == JobState.VALIDATING, _submit_lives())
+        .values(submit_lease_until=now_s() + submit_lease_s)
+    )
+    if renewed.rowcount == 0:
+        raise LeaseLostError(
+            "this submit paused for longer than its lease and was cleared away; submit again"
+        )
+
+
+def abandon_submit(tx: Connection, job_id: str) -> None:
+    """End a submit's lease, so that its job can only be deleted."""
+    tx.execute(
+        update(jobs)
+        .where(jobs.c.id == job_id, jobs.c.state == JobState.VALIDATING)
+        .values(submit_lease_until=0)
+    )
+
+
+def _submit_lives() -> ColumnElement[bool]:
+    return jobs.c.submit_lease_until > now_s()
+
+
+def enqueue_job(
+    tx: Connection,
+    job_id: str,
+    *,
+    num_requests: int,
+    input_sha256: str,
+    idempotency_key: str | None,
+) -> None:
+    """validating -> queued: the job is whole and visible from here on.
+
+    Raises sqlalchemy's IntegrityError when another job took the idempotency key first.
+    """
+    _move(
+        tx,
+        jobs,
+        "job",
+        job_id,
+        JOB_ARROWS["enqueue"],
+        _submit_lives(),
+        num_requests=num_requests,
+        input_sha256=input_sha256,
+        idempotency_key=idempotency_key,
+        submit_lease_until=None,
+    )
+
+
+def start_job(tx: Connection, job_id: str) -> None:
+    """queued -> in_progress, at the first claim."""
+    _move(tx, jobs, "job", job_id, JOB_ARROWS["start"], started_at=now_s())
+
+
+def complete_job(tx: Connection, job_id: str) -> None:
+    """queued or in_progress -> completed; refused while a chunk is open."""
+    _move(
+        tx,
+        jobs,
+        "job",
+        job_id,
+        JOB_ARROWS["complete"],
+        _has_no_open_chunk(),
+        finished_at=now_s(),
+    )
+
+
+def cancel_job(tx: Connection, job_id: str) -> None:
+    """queued or in_progress -> cancelling; its queued chunks are cancelled, the running ones end by themselves."""
+    _move(tx, jobs, "job", job_id, JOB_ARROWS["cancel"])
+    tx.execute(
+        update(chunks)
+        .where(chunks.c.job_id == job_id, chunks.c.state == ChunkState.QUEUED)
+        .values(state=CHUNK_ARROWS["cancel"].target, finished_at=now_s())
+    )
+
+
+def end_cancel_job(tx: Connection, job_id: str) -> None:
+    """cancelling -> cancelled; refused while a chunk is open."""
+    _move(
+        tx,
+        jobs,
+        "job",
+        job_id,
+        JOB_ARROWS["end_cancel"],
+        _has_no_open_chunk(),
+        finished_at=now_s(),
+    )
+
+
+def _has_no_open_chunk() -> ColumnElement[bool]:
+    return ~select(chunks.c.id).where(chunks.c.job_id == jobs.c.id, chunks.c.state.in_(_OPEN_CHUNK)).exists()
+
+
+def lock_job(tx: Connection, job_id: str) -> JobState:
+    """Take the job's row until the transaction ends, and say its state (SQLite: the write lock is held already)."""
+    statement = select(jobs.c.state).where(jobs.c.id == job_id).with_for_update(key_share=True)
+    state = tx.execute(statement).scalar()
+    if state is None:
+        raise NotFoundError(f"there is no job {job_id}")
+    return JobState(state)
+
+
+def close_job_if_over(tx: Connection, job_id: str, state: JobState) -> JobState:
+    """Complete or end the cancel of a job whose last chunk is closed; the caller holds `lock_job`."""
+    is_open = select(chunks.c.id).where(chunks.c.job_id == job_id, chunks.c.state.in_(_OPEN_CHUNK)).limit(1)
+    if state.is_final or state is JobState.VALIDATING or tx.execute(is_open).scalar() is not None:
+        return state
+    if state is JobState.CANCELLING:
+        end_cancel_job(tx, job_id)
+        return JobState.CANCELLED
+    complete_job(tx, job_id)
+    return JobState.COMPLETED
+
+
+def delete_rows(tx: Connection, job_id: str, limit: int) -> int:
+    """Delete up to `limit` requests and their results; 0 when none is left. For validating jobs only."""
+    first = tx.execute(select(func.min(requests.c.index)).where(requests.c.job_id == job_id)).scalar()
+    if first is None:
+        return 0
+    for table in (results, requests):
+        deleted = tx.execute(
+            delete(table).where(
+                table.c.job_id == job_id,
+                table.c.index >= first,
+                table.c.index < first + limit,
+            )
+        )
+    return deleted.rowcount
+
+
+def delete_staged_job(tx: Connection, job_id: str) -> None:
+    """Delete a validating job, after `delete_rows` said 0; a job in any other state stays."""
+    state = tx.execute(select(jobs.c.state).where(jobs.c.id == job_id).with_for_update()).scalar()
+    if state is None:
+        return
+    if state != JobState.VALIDATING:
+        raise WrongStateError(f"job {job_id}", state, frozenset({JobState.VALIDATING}))
+    tx.execute(delete(chunks).where(chunks.c.job_id == job_id))
+    tx.execute(delete(jobs).where(jobs.c.id == job_id))
+
+
+# --- chunks ---------------------------------------------------------------------------------------------------
+
+
+def claim_chunk(tx: Connection, chunk_id: int, worker_id: str, lease_s: float) -> Lease:
+    """queued -> running under a fresh lease; counts the attempt."""
+    lease_id = uuid.uuid4().hex
+    _move(
+        tx,
+        chunks,
+        "chunk",
+        chunk_id,
+        CHUNK_ARROWS["claim"],
+        lease_id=lease_id,
+        lease_until=now_s() + lease_s,
+        worker_id=worker_id,
+        attempt=chunks.c.attempt + 1,
+        started_at=now_s(),
+    )
+    row = tx.execute(select(chunks).where(chunks.c.id == chunk_id)).one()
+    return Lease(lease_id, chunk_id, row.job_id, row.first_index, row.num_requests, row.attempt)
+
+
+def _move_leased(tx: Connection, lease: Lease, arrow: str, **values: Any) -> None:
+    _move(
+        tx,
+        chunks,
+        "chunk",
+        lease.chunk_id,
+        CHUNK_ARROWS[arrow],
+        chunks.c.lease_id == lease.lease_id,
+        lease_id=None,
+        lease_until=None,
+        worker_id=None,
+        **values,
+    )
+
+
+def finish_chunk(tx: Connection, lease: Lease) -> None:
+    """running -> done; the CHECK refuses it unless every request has its result."""
+    _move_leased(tx, lease, "finish", finished_at=now_s())
+
+
+def release_chunk(tx: Connection, lease: Lease) -> None:
+    """running -> queued, by the worker itself: it was not the chunk's fault, so the attempt does not count."""
+    _move_leased(tx, lease, "release", attempt=chunks.c.attempt - 1)
+
+
+def requeue_chunk(tx: Connection, lease: Lease) -> None:
+    """running -> queued, by the sweeper, once the lease is over by the database's clock."""
+    _move(
+        tx,
+        chunks,
+        "chunk",
+        lease.chunk_id,
+        CHUNK_ARROWS["requeue"],
+        chunks.c.lease_id == lease.lease_id,
+        chunks.c.lease_until < now_s(),
+        lease_id=None,
+        lease_until=None,
+        worker_id=None,
+    )
+
+
+def cancel_chunk(tx: Connection, lease: Lease) -> None:
+    """running -> cancelled, in a job that is cancelling; requests without a result count as cancelled."""
+    _move_leased(tx, lease, "cancel", finished_at=now_s())
+
+
+# --- workers --------------------------------------------------------------------------------------------------
+
+
+def register_worker(tx: Connection, worker_id: str, card_name: str, engine: str, host: str, pid: int) -> None:
+    """(new) -> starting."""
+    tx.execute(
+        insert(workers).values(
+            id=worker_id,
+            state=WorkerState.STARTING,
+            card_name=card_name,
+            engine=engine,
+            host=host,
+            pid=pid,
+            started_at=now_s(),
+            heartbeat_at=now_s(),
+        )
+    )
+
+
+def ready_worker(tx: Connection, worker_id: str) -> None:
+    """starting -> ready, or gone -> ready when a frozen worker wakes."""
+    _move(tx, workers, "worker", worker_id, WORKER_ARROWS["ready"], heartbeat_at=now_s())
+
+
+def drain_worker(tx: Connection, worker_id: str) -> None:
+    """It claims nothing more."""
+    _move(tx, workers, "worker", worker_id, WORKER_ARROWS["drain"], heartbeat_at=now_s())
+
+
+def stop_worker(tx: Connection, worker_id: str) -> None:
+    """It has given back what it held."""
+    _move(tx, workers, "worker", worker_id, WORKER_ARROWS["stop"], heartbeat_at=now_s())
+
+
+def lose_worker(tx: Connection, worker_id: str, silent_s: float) -> None:
+    """-> gone, by the sweeper, after `silent_s` without a heartbeat."""
+    _move(
+        tx,
+        workers,
+        "worker",
+        worker_id,
+        WORKER_ARROWS["lose"],
+        workers.c.heartbeat_at < now_s() - silent_s,
+    )

@@ -1,0 +1,85 @@
+"""Bringing a database to the newest migration."""
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sqlalchemy import Connection, text
+
+from db.database import HEAD_REVISION, Database
+from db.errors import DatabaseUnavailableError
+
+if TYPE_CHECKING:
+    from alembic.config import Config
+
+# Any number, as long as every promptmill takes the same lock.
+_POSTGRES_LOCK = 7_211_094_025
+
+
+def open_database(url: str, pool_size: int = 8) -> Database:
+    """The database at `url`, ready for use. An SQLite file is made and brought up to date by whoever comes first;
+    on Postgres that is left to `promptmill db upgrade`, and DatabaseUnavailableError says so."""
+    database = Database(url, pool_size)
+    found = database.revision()
+    if found != HEAD_REVISION:
+        if not database.is_sqlite:
+            raise DatabaseUnavailableError(
+                f"the database {database.label} is at revision {found or 'none'} and not {HEAD_REVISION};"
+                " run: promptmill db upgrade"
+            )
+        upgrade(database)
+    return database
+
+
+def config(connection: Connection | None = None) -> "Config":
+    """alembic's configuration, without a file."""
+    from alembic.config import (
+        Config,
+    )  # 0.2 s, which commands that find the database up to date do not pay
+
+    made = Config()
+    made.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    made.attributes["connection"] = connection
+    return made
+
+
+def upgrade(database: Database) -> None:
+    """Run the migrations that are missing. Safe to call again, and from several processes at once."""
+    with _alone(database):
+        database.call(lambda connection: _upgrade(database, connection))
+
+
+def _upgrade(database: Database, connection: Connection) -> None:
+    from alembic import command
+    from alembic.util import CommandError
+
+    if not database.is_sqlite:
+        connection.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": _POSTGRES_LOCK})
+        connection.commit()
+    try:
+        command.upgrade(config(connection), "head")
+        connection.commit()
+    except CommandError as error:
+        raise DatabaseUnavailableError(
+            f"the database {database.label} was written by a newer promptmill: {error}"
+        ) from error
+    finally:
+        if not database.is_sqlite:
+            connection.rollback()
+            connection.execute(text("SELECT pg_advisory_unlock(:lock)"), {"lock": _POSTGRES_LOCK})
+            connection.commit()
+
+
+@contextmanager
+def _alone(database: Database) -> Iterator[None]:
+    """On SQLite a lock file beside the database: alembic's own transactions do not exclude each other."""
+    if not database.is_sqlite:
+        yield
+        return
+    path = Path(f"{database.url.database}.upgrade.lock")
+    with path.open("a") as lock:
+        path.chmod(0o600)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

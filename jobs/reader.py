@@ -1,0 +1,154 @@
+"""Reading an input file line by line in bounded memory: plain, gzip or zstd, from a path or from stdin."""
+
+import gzip
+import hashlib
+import io
+import sys
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+from db.errors import InputError
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+_GZIP_MAGIC = b"\x1f\x8b"
+_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+_BOM = b"\xef\xbb\xbf"
+_BUFFER_BYTES = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class RawLine:
+    """One line that is not blank, without its end. `number` counts every line of the file, from 1.
+
+    `data` is None for a line longer than allowed, whose bytes were skipped.
+    """
+
+    number: int
+    data: bytes | None
+
+
+class _Hashed(io.RawIOBase):
+    """The file's own bytes on their way through, hashed and counted."""
+
+    def __init__(self, raw: IO[bytes]) -> None:
+        self._raw = raw
+        self.hash = hashlib.sha256()
+        self.num_bytes = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._raw.read(len(buffer))
+        self.hash.update(data)
+        self.num_bytes += len(data)
+        buffer[: len(data)] = data
+        return len(data)
+
+
+class InputFile:
+    """A file of lines, read once from its start to its end. `-` is stdin.
+
+    InputError names the file, and the line where it stops being readable.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.name = "stdin" if path == "-" else path
+        self.size_bytes: int | None = None
+        self._owned: IO[bytes] | None = None
+        if path == "-":
+            raw: IO[bytes] = sys.stdin.buffer
+        else:
+            raw = self._owned = self._open(Path(path))
+        self._hashed = _Hashed(raw)
+        self._buffered = io.BufferedReader(self._hashed, _BUFFER_BYTES)
+
+    def _open(self, path: Path) -> IO[bytes]:
+        try:
+            if path.is_dir():
+                raise InputError(f"{path} is a folder; give a file of lines")
+            opened = path.open("rb")
+            self.size_bytes = path.stat().st_size if path.is_file() else None
+            return opened
+        except OSError as error:
+            raise InputError(f"cannot read {path}: {error.strerror}") from error
+
+    def lines(self, max_line_bytes: int) -> Iterator[RawLine]:
+        number = 0
+        try:
+            stream = self._decompressed()
+            while True:
+                data = stream.readline(max_line_bytes + 1)
+                if not data:
+                    return
+                number += 1
+                if number == 1:
+                    data = data.removeprefix(_BOM)
+                if len(data) > max_line_bytes and not data.endswith(b"\n"):
+                    self._skip_line(stream, max_line_bytes)
+                    yield RawLine(number, None)
+                    continue
+                data = data.strip(b" \t\r\n")
+                if data:
+                    yield RawLine(number, data)
+        except (EOFError, gzip.BadGzipFile, zlib.error, zstd.ZstdError) as error:
+            raise InputError(
+                f"{self.name}: the compressed data is damaged or cut off after line {number}; make the file again"
+            ) from error
+        except OSError as error:
+            raise InputError(f"{self.name}: cannot read on after line {number}: {error.strerror}") from error
+
+    def _decompressed(self) -> IO[bytes]:
+        magic = self._buffered.peek(4)[:4]
+        if magic.startswith(_GZIP_MAGIC):
+            return gzip.GzipFile(fileobj=self._buffered)
+        if magic == _ZSTD_MAGIC:
+            return io.BufferedReader(zstd.ZstdFile(self._buffered), _BUFFER_BYTES)  # type: ignore[arg-type]
+        return self._buffered
+
+    @staticmethod
+    def _skip_line(stream: IO[bytes], step_bytes: int) -> None:
+        while (data := stream.readline(step_bytes)) and not data.endswith(b"\n"):
+            pass
+
+    @property
+    def num_bytes_read(self) -> int:
+        return self._hashed.num_bytes
+
+    @property
+    def sha256(self) -> str:
+        """Of the file's own bytes, compressed or not; call it after the last line."""
+        while self._buffered.read(_BUFFER_BYTES):
+            pass
+        return self._hashed.hash.hexdigest()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._owned is not None:
+            self._owned.close()
+
+
+def hash_file(path: str) -> str | None:
+    """SHA-256 of a regular file; None for stdin, a pipe or what cannot be read."""
+    try:
+        if path == "-" or not Path(path).is_file():
+            return None
+        with Path(path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return None

@@ -1,0 +1,239 @@
+"""Handing in a file: checked and stored in one pass, visible only when whole."""
+
+import secrets
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from db import queries, recovery, submits
+from db.database import Database
+from db.errors import DatabaseUnavailableError, InputError
+from db.queries import Job
+from db.submits import NewChunk, NewRequest
+from db.transitions import NewJob
+from jobs.cards import Card
+from jobs.progress import counts_as_dict
+from jobs.reader import InputFile, hash_file
+from jobs.settings import Settings
+from jobs.validation import CheckedLine, LineChecker, Report, open_errors_file
+
+_BATCH_REQUESTS = 2_000
+# Without i, l, o and u: an id is read aloud and typed.
+_ID_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+_ID_LENGTH = 10
+
+
+class OnInvalid(StrEnum):
+    """What becomes of a file with bad lines: refuse it whole, or keep each as a failed request."""
+
+    REJECT = "reject"
+    SKIP = "skip"
+
+
+@dataclass(frozen=True)
+class SubmitOptions:
+    name: str | None = None
+    priority: int = 0
+    on_invalid: OnInvalid = OnInvalid.REJECT
+    strict: bool = False
+    idempotency_key: str | None = None
+    # the input's hash and the card's as idempotency key
+    once: bool = False
+    errors_path: str | None = None
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """`created` is False when an earlier job with the same idempotency key answers; then there is no report.
+
+    `is_same_input` is None where it cannot be told (stdin).
+    """
+
+    job: Job
+    created: bool
+    report: Report | None = None
+    is_same_input: bool | None = None
+
+
+class InputRefusedError(InputError):
+    """The file has bad lines, and nothing was stored; `report` says which."""
+
+    def __init__(self, name: str, report: Report) -> None:
+        super().__init__(
+            f"{name}: {report.num_invalid:,} of {report.num_lines:,} lines are bad; nothing was stored."
+            " Mend them, or run the good ones with --on-invalid skip"
+        )
+        self.report = report
+
+
+def new_job_id() -> str:
+    """50 random bits behind `job_`."""
+    return "job_" + "".join(secrets.choice(_ID_ALPHABET) for _ in range(_ID_LENGTH))
+
+
+def submit(
+    database: Database,
+    settings: Settings,
+    card: Card,
+    path: str,
+    options: SubmitOptions,
+) -> Submitted:
+    """Store the file at `path` (`-` is stdin) as a job. Memory is bounded whatever its size.
+
+    Raises InputRefusedError for bad lines under `reject`, InputError for a file that cannot be read or has no
+    line. On any error, Ctrl-C included, nothing stays stored. With a key a second call returns the first job.
+    """
+    key = options.idempotency_key
+    sha256 = hash_file(path) if key or options.once else None
+    if options.once and sha256 is not None:
+        key = _once_key(sha256, card)
+    if key is not None and (found := queries.find_job_by_key(database, key)):
+        return Submitted(found, False, None, found.input_sha256 == sha256 if sha256 else None)
+    errors_file = open_errors_file(options.errors_path)
+    try:
+        with InputFile(path) as source:
+            checker = LineChecker(card, strict=options.strict, errors_file=errors_file)
+            job_id, created = _Staging(database, settings, card, options).store(source, checker, key)
+    finally:
+        if errors_file is not None:
+            errors_file.close()
+    return Submitted(queries.get_job(database, job_id), created, checker.report)
+
+
+def _once_key(sha256: str, card: Card) -> str:
+    return f"once:{sha256}:{card.sha256}"
+
+
+class _Staging:
+    """One job on its way from the file to the database."""
+
+    def __init__(self, database: Database, settings: Settings, card: Card, options: SubmitOptions) -> None:
+        self._database = database
+        self._settings = settings
+        self._card = card
+        self._options = options
+        self._job_id = new_job_id()
+        self._requests: list[NewRequest] = []
+        self._chunks: list[NewChunk] = []
+        self._chunk = _OpenChunk(0)
+        self._is_refused = False
+
+    def store(self, source: InputFile, checker: LineChecker, key: str | None) -> tuple[str, bool]:
+        """The id of the job that answers, and whether it is this one."""
+        name = Path(source.name).name
+        submits.begin(
+            self._database,
+            NewJob(
+                self._job_id,
+                self._card.name,
+                self._card.sha256,
+                self._card.text,
+                name,
+                self._options.name,
+                self._options.priority,
+            ),
+        )
+        try:
+            for line in checker.check(source, self._settings.max_line_bytes):
+                self._take(line)
+            report = checker.report
+            if report.num_lines == 0:
+                raise InputError(f"{source.name} has no requests: give one JSON object a line")
+            if self._is_refused:
+                raise InputRefusedError(source.name, report)
+            self._close_chunk()
+            self._flush()
+            if self._options.once:
+                key = _once_key(source.sha256, self._card)
+            created = submits.commit(
+                self._database,
+                self._job_id,
+                num_requests=report.num_lines,
+                input_sha256=source.sha256,
+                idempotency_key=key,
+            )
+        except BaseException:
+            self._discard()
+            raise
+        if created:
+            return self._job_id, True
+        first = queries.find_job_by_key(self._database, key) if key else None
+        if first is None:
+            raise InputError("another submit with the same key came first and was undone; submit again")
+        return first.id, False
+
+    def _take(self, line: CheckedLine) -> None:
+        if line.problems and self._options.on_invalid is OnInvalid.REJECT:
+            # the rest is only checked, so that every bad line is reported
+            self._is_refused = True
+        if self._is_refused:
+            return
+        settings = self._settings
+        if self._chunk.is_full(line.num_tokens, settings.chunk_num_requests, settings.chunk_max_tokens):
+            self._close_chunk()
+            if len(self._requests) >= _BATCH_REQUESTS:
+                self._flush()
+        self._chunk.add(line)
+        self._requests.append(_new_request(line))
+
+    def _close_chunk(self) -> None:
+        if self._chunk.num_requests:
+            self._chunks.append(
+                NewChunk(
+                    self._chunk.first_index,
+                    self._chunk.num_requests,
+                    self._chunk.num_failed,
+                )
+            )
+        self._chunk = _OpenChunk(self._chunk.first_index + self._chunk.num_requests)
+
+    def _flush(self) -> None:
+        if self._requests:
+            submits.add(self._database, self._job_id, self._requests, self._chunks)
+            self._requests, self._chunks = [], []
+
+    def _discard(self) -> None:
+        try:
+            recovery.discard_staged_job(self._database, self._job_id)
+        except DatabaseUnavailableError:
+            pass  # the sweeper deletes it; the error that brought us here is the one to show
+
+
+class _OpenChunk:
+    """The chunk that lines are being added to."""
+
+    def __init__(self, first_index: int) -> None:
+        self.first_index = first_index
+        self.num_requests = 0
+        self.num_failed = 0
+        self.num_tokens = 0
+
+    def is_full(self, num_tokens: int, max_requests: int, max_tokens: int) -> bool:
+        """Whether a further line of so many tokens belongs into the next chunk."""
+        if self.num_requests == 0:
+            return False
+        return self.num_requests >= max_requests or self.num_tokens + num_tokens > max_tokens
+
+    def add(self, line: CheckedLine) -> None:
+        self.num_requests += 1
+        self.num_failed += bool(line.problems)
+        self.num_tokens += line.num_tokens
+
+
+def _new_request(line: CheckedLine) -> NewRequest:
+    if not line.problems:
+        return NewRequest(line.index, line.custom_id, line.body)
+    first = line.problems[0]
+    where = f"line {line.number}" + (f", {first.path}" if first.path else "")
+    return NewRequest(line.index, line.custom_id, None, first.code, f"{where}: {first.message}")
+
+
+def submitted_as_dict(submitted: Submitted) -> dict[str, Any]:
+    """What `submit --json` prints."""
+    return {
+        "id": submitted.job.id,
+        "state": submitted.job.state,
+        "counts": counts_as_dict(submitted.job.counts),
+        "created": submitted.created,
+    }

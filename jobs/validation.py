@@ -1,0 +1,279 @@
+"""Checking an input file line by line against a card, in bounded memory."""
+
+import json
+import os
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import orjson
+
+from db.errors import OutputError
+from jobs.cards import Card
+from jobs.generation import (
+    DEFAULT_MAX_TOKENS,
+    SAMPLING_FIELDS,
+    check_max_tokens,
+    check_sampling,
+)
+from jobs.reader import InputFile, RawLine
+from jobs.schema import OWN_FIELDS, Problem, RequestSchema
+
+# A custom_id is indexed, and an index entry of Postgres holds at most 2,704 bytes.
+MAX_CUSTOM_ID_CHARS = 512
+_NUM_SHOWN = 20
+_BYTES_PER_TOKEN = 4
+
+
+@dataclass(frozen=True)
+class LineError:
+    """A bad line as `validate --json` and `--errors FILE` show it."""
+
+    line: int
+    code: str
+    path: str
+    message: str
+
+
+@dataclass(frozen=True)
+class FieldWarning:
+    """A field that the schema does not know, and that will have no effect."""
+
+    field: str
+    count: int
+    first_line: int
+    nearest: str | None
+
+    @property
+    def message(self) -> str:
+        hint = f"; did you mean {self.nearest}?" if self.nearest else ""
+        lines = f"{self.count:,} lines" if self.count > 1 else "1 line"
+        return (
+            f"unknown field {self.field} in {lines}, first in line {self.first_line}: it has no effect{hint}"
+        )
+
+
+@dataclass(frozen=True)
+class CheckedLine:
+    """One line. `body` is its JSON text, None when it is bad; `num_tokens` estimates prompt and completion."""
+
+    index: int
+    number: int
+    custom_id: str | None
+    body: str | None
+    num_tokens: int
+    problems: tuple[Problem, ...]
+
+
+@dataclass
+class Report:
+    """What a check found; `errors` holds the first 20, the errors file all of them."""
+
+    num_lines: int = 0
+    num_invalid: int = 0
+    num_errors: int = 0
+    errors: list[LineError] = field(default_factory=list)
+    warnings: list[FieldWarning] = field(default_factory=list)
+
+    @property
+    def num_valid(self) -> int:
+        return self.num_lines - self.num_invalid
+
+    @property
+    def is_valid(self) -> bool:
+        return self.num_invalid == 0 and self.num_lines > 0
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "lines": self.num_lines,
+            "valid": self.num_valid,
+            "invalid": self.num_invalid,
+            "errors": [vars(error) for error in self.errors],
+            "warnings": [{**vars(warning), "message": warning.message} for warning in self.warnings],
+        }
+
+
+class _CustomIds:
+    """Which custom_id stood in which line: in a temporary SQLite file, so that memory stays bounded."""
+
+    def __init__(self) -> None:
+        self._seen = sqlite3.connect("")
+        self._seen.execute("PRAGMA journal_mode = OFF")
+        self._seen.execute("PRAGMA cache_size = -16384")
+        self._seen.execute("CREATE TABLE seen (custom_id TEXT PRIMARY KEY, line INTEGER) WITHOUT ROWID")
+        self._seen.execute("BEGIN")
+
+    def first_line(self, custom_id: str, line: int) -> int:
+        """The line where it stood first: `line` itself, unless it is a duplicate."""
+        added = self._seen.execute("INSERT OR IGNORE INTO seen VALUES (?, ?)", (custom_id, line)).rowcount
+        if added:
+            return line
+        found = self._seen.execute("SELECT line FROM seen WHERE custom_id = ?", (custom_id,))
+        return int(found.fetchone()[0])
+
+    def close(self) -> None:
+        self._seen.close()
+
+
+class LineChecker:
+    """Checks the lines of one file, and keeps the report. `strict` refuses fields that the schema does not know."""
+
+    def __init__(self, card: Card, *, strict: bool = False, errors_file: IO[str] | None = None) -> None:
+        self.report = Report()
+        self._schema = RequestSchema(card.input_schema)
+        self._max_total_tokens = card.limits.max_total_tokens
+        self._known = self._schema.known_fields | OWN_FIELDS | SAMPLING_FIELDS
+        self._strict = strict
+        self._errors_file = errors_file
+        self._unknown: dict[str, list[int]] = {}
+
+    def check(self, source: InputFile, max_line_bytes: int) -> Iterator[CheckedLine]:
+        """Every line that is not blank, in order, good or bad; the report is whole after the last one."""
+        custom_ids = _CustomIds()
+        try:
+            for index, raw in enumerate(source.lines(max_line_bytes)):
+                line = self._check_line(index, raw, max_line_bytes, custom_ids)
+                self._count(line)
+                yield line
+        finally:
+            custom_ids.close()
+            self.report.warnings = [
+                FieldWarning(
+                    name,
+                    count,
+                    first,
+                    self._schema.nearest_field(name, SAMPLING_FIELDS),
+                )
+                for name, (count, first) in self._unknown.items()
+            ]
+
+    def _check_line(
+        self, index: int, raw: RawLine, max_line_bytes: int, custom_ids: _CustomIds
+    ) -> CheckedLine:
+        if raw.data is None:
+            message = f"the line is longer than max_line_bytes ({max_line_bytes:,})"
+            return _bad(index, raw.number, Problem("invalid_request", "", message))
+        try:
+            body = orjson.loads(raw.data)
+        except orjson.JSONDecodeError as error:
+            where = f"at character {error.pos + 1}" if error.pos else "at its start"
+            return _bad(
+                index,
+                raw.number,
+                Problem("invalid_json", "", f"not JSON {where}: {error.msg}"),
+            )
+        problems = self._problems(body, raw.number)
+        custom_id = body.get("custom_id") if isinstance(body, dict) else None
+        if not isinstance(custom_id, str) or _custom_id_problem(custom_id):
+            custom_id = None
+        if custom_id is not None:
+            first_line = custom_ids.first_line(custom_id, raw.number)
+            if first_line != raw.number:
+                message = f"custom_id of line {raw.number} stands in line {first_line} already"
+                problems.append(Problem("duplicate_custom_id", "custom_id", message))
+                custom_id = None
+        if problems:
+            return CheckedLine(index, raw.number, custom_id, None, 0, tuple(problems))
+        return CheckedLine(
+            index,
+            raw.number,
+            custom_id,
+            raw.data.decode(),
+            self._estimate_tokens(raw.data, body),
+            (),
+        )
+
+    def _estimate_tokens(self, data: bytes, body: dict[str, Any]) -> int:
+        max_tokens = body.get("max_tokens")
+        if not isinstance(max_tokens, int | float):
+            max_tokens = DEFAULT_MAX_TOKENS
+        return min(len(data) // _BYTES_PER_TOKEN + int(max_tokens), self._max_total_tokens)
+
+    def _problems(self, body: Any, number: int) -> list[Problem]:
+        if not self._schema.is_valid(body):
+            return self._schema.problems(body)
+        if not isinstance(body, dict):
+            return [Problem("invalid_request", "", "a request is a JSON object")]
+        problems = check_max_tokens(body) + check_sampling(body)
+        if "custom_id" in body:
+            reason = _custom_id_problem(body["custom_id"])
+            if reason:
+                problems.append(Problem("invalid_request", "custom_id", reason))
+        if not self._known.issuperset(body):
+            for name in body.keys() - self._known:
+                counter = self._unknown.setdefault(name, [0, number])
+                counter[0] += 1
+                if self._strict:
+                    problems.append(
+                        Problem(
+                            "invalid_request",
+                            name,
+                            "the card's schema has no such field",
+                        )
+                    )
+        return problems
+
+    def _count(self, line: CheckedLine) -> None:
+        report = self.report
+        report.num_lines += 1
+        if not line.problems:
+            return
+        report.num_invalid += 1
+        for problem in line.problems:
+            error = LineError(line.number, problem.code, problem.path, problem.message)
+            report.num_errors += 1
+            if len(report.errors) < _NUM_SHOWN:
+                report.errors.append(error)
+            if self._errors_file is not None:
+                self._errors_file.write(json.dumps(vars(error), ensure_ascii=False) + "\n")
+
+
+def _bad(index: int, number: int, problem: Problem) -> CheckedLine:
+    return CheckedLine(index, number, None, None, 0, (problem,))
+
+
+def _custom_id_problem(custom_id: object) -> str | None:
+    if custom_id is None:
+        return None
+    if not isinstance(custom_id, str):
+        return "custom_id must be a string"
+    if len(custom_id) > MAX_CUSTOM_ID_CHARS:
+        return f"custom_id is longer than {MAX_CUSTOM_ID_CHARS} characters"
+    if "\0" in custom_id:
+        return "custom_id holds a NUL character, which no database stores"
+    return None
+
+
+def open_errors_file(path: str | None) -> IO[str] | None:
+    """A new private file for all errors of a check, as JSONL; None for no path."""
+    if path is None:
+        return None
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        return os.fdopen(descriptor, "w", encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}") from error
+
+
+def validate(
+    card: Card,
+    path: str,
+    max_line_bytes: int,
+    *,
+    strict: bool = False,
+    errors_path: str | None = None,
+) -> Report:
+    """Check a whole file and store nothing."""
+    errors_file = open_errors_file(errors_path)
+    try:
+        checker = LineChecker(card, strict=strict, errors_file=errors_file)
+        with InputFile(path) as source:
+            for _ in checker.check(source, max_line_bytes):
+                pass
+        return checker.report
+    finally:
+        if errors_file is not None:
+            errors_file.close()

@@ -1,0 +1,1 @@
+"""What runs: the supervisor, the Celery worker, the runner of chunks, and the engine that it feeds."""

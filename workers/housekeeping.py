@@ -1,0 +1,101 @@
+"""The two threads beside the runner: one renews leases, the other mends what faults left and tops up tickets.
+
+Threads of our own and not Celery's timers: those stand still while the broker is away, and during a stop.
+"""
+
+import logging
+import threading
+from collections.abc import Callable
+
+from db import leases, queries, recovery
+from db.database import Database
+from db.errors import PromptmillError, UnavailableError
+from jobs.settings import Settings
+from workers.runner import Runner, StopReason
+from workers.tickets import TicketOffice
+
+_log = logging.getLogger(__name__)
+
+
+class _Periodic(threading.Thread):
+    """Calls `step` at once and then every `interval_s`, whatever it raises, until `stop`."""
+
+    def __init__(self, name: str, interval_s: float, step: Callable[[], None]) -> None:
+        super().__init__(name=name, daemon=True)
+        self._interval_s = interval_s
+        self._step = step
+        self._stopping = threading.Event()
+
+    def run(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                self._step()
+            except UnavailableError as error:
+                _log.warning("%s: %s", self.name, error)
+            except PromptmillError as error:
+                _log.error("%s: %s", self.name, error)
+            except Exception:
+                # A bug here must not end the thread: leases would expire under healthy chunks.
+                _log.exception("%s failed", self.name)
+            self._stopping.wait(self._interval_s)
+
+    def stop(self, timeout_s: float = 5.0) -> None:
+        self._stopping.set()
+        if self.is_alive():
+            self.join(timeout_s)
+
+
+class Heartbeat(_Periodic):
+    """Renews the leases of the chunks in flight, and stops those that are lost or whose job is being cancelled."""
+
+    def __init__(self, database: Database, settings: Settings, worker_id: str) -> None:
+        super().__init__("heartbeat", settings.heartbeat_s, self.run_once)
+        self._database = database
+        self._lease_s = settings.lease_s
+        self._worker_id = worker_id
+        self.runner: Runner | None = None
+
+    def run_once(self) -> None:
+        held = [run.lease for run in self.runner.runs()] if self.runner else []
+        renewal = leases.renew(self._database, self._worker_id, held, self._lease_s)
+        if self.runner is not None:
+            for lease_id in renewal.lost:
+                self.runner.stop_lease(lease_id, StopReason.LEASE_LOST)
+            for lease_id in renewal.cancelling:
+                self.runner.stop_lease(lease_id, StopReason.CANCELLED)
+
+
+class Sweeper(_Periodic):
+    """Mends the state after faults, and sends tickets when there is more to claim than is on its way."""
+
+    def __init__(
+        self,
+        database: Database,
+        settings: Settings,
+        card_name: str,
+        runner: Runner,
+        tickets: TicketOffice,
+        num_slots: int,
+    ) -> None:
+        super().__init__("sweeper", settings.sweep_s, self.run_once)
+        self._database = database
+        self._settings = settings
+        self._card_name = card_name
+        self._runner = runner
+        self._tickets = tickets
+        self._num_slots = num_slots
+
+    def run_once(self) -> None:
+        recovered = recovery.run_once(self._database, self._settings.lease_s, self._settings.max_attempts)
+        if recovered.did_anything:
+            _log.warning("recovered: %s", recovered)
+        self._top_up()
+
+    def _top_up(self) -> None:
+        num_free = self._num_slots - self._runner.num_busy
+        if num_free <= 0 or self._runner.is_draining:
+            return
+        num_claimable = queries.count_claimable(self._database, self._card_name, num_free)
+        num_missing = min(num_claimable, num_free) - (self._tickets.num_waiting() if num_claimable else 0)
+        if num_missing > 0:
+            self._tickets.send(num_missing)

@@ -1,0 +1,91 @@
+"""One job from its submit to its end, with a worker of its own: what `promptmill run` does."""
+
+import contextlib
+import secrets
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from db import queries
+from db.database import Database
+from db.errors import EngineError
+from db.queries import Job
+from db.states import WorkerState
+from jobs.cards import Card
+from jobs.reader import hash_file
+from jobs.settings import Settings
+from jobs.submit import SubmitOptions, Submitted, submit
+from workers.supervisor import Supervisor, WorkerOptions
+
+_POLL_S = 0.25
+_NUM_LOG_LINES = 15
+
+
+def new_worker_id() -> str:
+    return f"worker_{secrets.token_hex(6)}"
+
+
+def submit_or_resume(
+    database: Database,
+    settings: Settings,
+    card: Card,
+    path: str,
+    options: SubmitOptions,
+) -> Submitted:
+    """The job of this very file and card that an earlier run left unfinished, else a new one."""
+    sha256 = hash_file(path)
+    if sha256 is not None:
+        unfinished = queries.find_unfinished_job(database, sha256, card.sha256)
+        if unfinished is not None:
+            return Submitted(unfinished, created=False, is_same_input=True)
+    return submit(database, settings, card, path, options)
+
+
+def run_job(
+    database: Database,
+    settings: Settings,
+    card: Card,
+    job_id: str,
+    on_progress: Callable[[Job, bool], None],
+) -> Job:
+    """Run a job to its end, and return it. `on_progress` gets the job, and whether the engine is loaded.
+
+    The worker takes this job's chunks only, and ends with it. KeyboardInterrupt stops the worker, which gives
+    back what it had in flight, and is raised again. EngineError when the worker ends first.
+    """
+    job = queries.get_job(database, job_id)
+    if job.state.is_final:
+        return job
+    worker_id = new_worker_id()
+    log_path = settings.home / "logs" / f"{worker_id}.log"
+    supervisor = Supervisor(settings, WorkerOptions(worker_id, card.name, job_id), log_path)
+    try:
+        supervisor.start()
+        while not job.state.is_final:
+            code = supervisor.poll()
+            job = queries.get_job(database, job_id)
+            if code is not None and not job.state.is_final:
+                raise EngineError(_explain(code, log_path))
+            on_progress(job, _is_ready(database, worker_id))
+            time.sleep(_POLL_S)
+    finally:
+        supervisor.stop()
+    with contextlib.suppress(OSError):
+        log_path.unlink()
+    return job
+
+
+def _is_ready(database: Database, worker_id: str) -> bool:
+    return any(
+        worker.id == worker_id and worker.state is not WorkerState.STARTING
+        for worker in queries.list_workers(database)
+    )
+
+
+def _explain(code: int, log_path: Path) -> str:
+    try:
+        tail = log_path.read_text("utf-8", "replace").splitlines()[-_NUM_LOG_LINES:]
+    except OSError:
+        tail = []
+    lines = "".join(f"\n  {line}" for line in tail)
+    return f"the worker ended with exit code {code}; the same command goes on where it stood. Its log {log_path}:{lines}"

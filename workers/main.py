@@ -1,0 +1,178 @@
+"""The worker process: `python -m workers.main`, started by the supervisor only."""
+
+import argparse
+import logging
+import math
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+from db import transitions
+from db.database import Database
+from db.errors import EngineError, PromptmillError, UnavailableError
+from db.upgrade import open_database
+from jobs.cards import Card, find_card
+from jobs.settings import Settings, load_settings
+from workers.celery_app import create_app, run_worker
+from workers.engine import create_engine
+from workers.feed import Feed
+from workers.housekeeping import Heartbeat, Sweeper
+from workers.runner import Runner
+from workers.tickets import TicketOffice
+
+# As BSD's sysexits.h has them: a supervisor starts the worker again after either.
+EXIT_ENGINE_DIED = 70
+EXIT_TEMPORARY = 75
+
+_log = logging.getLogger("promptmill")
+_MIN_CHUNKS = 4
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--worker-id", required=True)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--job")
+    parser.add_argument("--watch-fd", type=int, required=True)
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for chatty in ("alembic", "kombu", "celery", "amqp"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    _die_with_supervisor(arguments.watch_fd)
+    try:
+        settings = load_settings()
+        card = find_card(settings.home, arguments.model)
+        return _Worker(settings, card, arguments.worker_id, arguments.job).run()
+    except EngineError as error:
+        _log.critical("%s", error)
+        return EXIT_ENGINE_DIED
+    except UnavailableError as error:
+        _log.critical("%s", error)
+        return EXIT_TEMPORARY
+    except PromptmillError as error:
+        _log.critical("%s", error)
+        return 1
+
+
+def _die_with_supervisor(watch_fd: int) -> None:
+    """Kill this whole session when the supervisor's end of the pipe closes."""
+
+    def watch() -> None:
+        os.read(watch_fd, 1)
+        os.killpg(os.getpgrp(), signal.SIGKILL)
+
+    threading.Thread(target=watch, name="watch", daemon=True).start()
+
+
+class _Stopped(Exception):
+    """SIGTERM came while the engine was being loaded."""
+
+
+class _Worker:
+    """One worker from its row in the database to its last breath."""
+
+    def __init__(self, settings: Settings, card: Card, worker_id: str, only_job_id: str | None) -> None:
+        self._settings = settings
+        self._card = card
+        self._worker_id = worker_id
+        self._only_job_id = only_job_id
+        self._engine_died = False
+
+    def run(self) -> int:
+        """0 after a stop that was asked for, EXIT_ENGINE_DIED when the engine ended first."""
+        settings = self._settings
+        database = open_database(settings.resolved_database_url, pool_size=16)
+        engine_name = settings.engine
+        with database.write() as tx:
+            transitions.register_worker(
+                tx,
+                self._worker_id,
+                self._card.name,
+                engine_name,
+                socket.gethostname(),
+                os.getpid(),
+            )
+        heartbeat = Heartbeat(database, settings, self._worker_id)
+        heartbeat.start()
+        feed = Feed(lambda: create_engine(settings, self._card))
+        try:
+            self._serve(database, heartbeat, feed)
+        except _Stopped:
+            _log.info("stopped before the engine was loaded")
+            self._say(database, transitions.stop_worker)
+            # a load cannot be interrupted, and holds nothing that must be put in order
+            os._exit(0)
+        finally:
+            self._say(database, transitions.stop_worker)
+            heartbeat.stop()
+            feed.stop()
+            database.close()
+        return EXIT_ENGINE_DIED if self._engine_died else 0
+
+    def _serve(self, database: Database, heartbeat: Heartbeat, feed: Feed) -> None:
+        settings = self._settings
+        signal.signal(signal.SIGTERM, _raise_stopped)
+        started_at = time.monotonic()
+        feed.start()
+        while (engine := feed.wait_ready(0.2)) is None:
+            pass
+        num_slots = settings.worker_num_chunks or max(
+            _MIN_CHUNKS, math.ceil(2 * engine.num_seqs / settings.chunk_num_requests)
+        )
+        runner = Runner(
+            database,
+            settings,
+            self._card.name,
+            self._worker_id,
+            feed,
+            engine,
+            only_job_id=self._only_job_id,
+            on_engine_death=self._on_engine_death,
+        )
+        heartbeat.runner = runner
+        self._say(database, transitions.ready_worker)
+        _log.info(
+            "ready: %s with %s, loaded in %.1f s; %d chunks in flight, %d requests at once",
+            self._card.name,
+            engine.label,
+            time.monotonic() - started_at,
+            num_slots,
+            engine.num_seqs,
+        )
+        app = create_app(settings)
+        tickets = TicketOffice(app, self._card.name)
+        sweeper = Sweeper(database, settings, self._card.name, runner, tickets, num_slots)
+        sweeper.start()
+        try:
+            run_worker(app, runner, self._card.name, self._worker_id, num_slots)
+        finally:
+            sweeper.stop()
+            runner.drain()
+
+    def _on_engine_death(self) -> None:
+        self._engine_died = True
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def _say(self, database: Database, transition: Callable[..., None]) -> None:
+        try:
+            with database.write() as tx:
+                transition(tx, self._worker_id)
+        except PromptmillError as error:
+            _log.warning("could not write this worker's state: %s", error)
+
+
+def _raise_stopped(*_: object) -> None:
+    raise _Stopped
+
+
+if __name__ == "__main__":
+    code = main()
+    logging.shutdown()
+    # vLLM and torch leave threads that would hold up the interpreter's own way out
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -1,0 +1,123 @@
+"""The process above a worker: starts it in a session of its own, passes signals on, and leaves nothing behind.
+
+A terminal's Ctrl-C goes to every process of its group, and would kill vLLM's processes under running chunks. So
+the worker lives in another session, and gets one SIGTERM. The other way round, a pipe tells the worker when this
+process is gone, however it died; and when the worker is gone, what is left of its session is killed, because
+vLLM's processes outlive their parent and keep the GPU's memory.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from jobs.settings import Settings
+from workers.private_redis import PrivateRedis
+
+_POLL_S = 0.1
+
+
+@dataclass(frozen=True)
+class WorkerOptions:
+    """What one worker is started for."""
+
+    worker_id: str
+    card_name: str
+    only_job_id: str | None = None
+
+
+class Supervisor:
+    """One worker process, and the private Redis if the settings want one and no one else runs it."""
+
+    def __init__(self, settings: Settings, options: WorkerOptions, log_path: Path | None = None) -> None:
+        self._settings = settings
+        self._options = options
+        self._log_path = log_path
+        self._redis = PrivateRedis(settings) if settings.has_private_broker else None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._pipe: int | None = None
+
+    def start(self) -> None:
+        """Start the worker; BrokerUnavailableError when there is no Redis to be had."""
+        if self._redis is not None:
+            self._redis.ensure(wait=True)
+        read_end, self._pipe = os.pipe()
+        command = [
+            sys.executable,
+            "-m",
+            "workers.main",
+            "--worker-id",
+            self._options.worker_id,
+        ]
+        command += ["--model", self._options.card_name, "--watch-fd", str(read_end)]
+        if self._options.only_job_id is not None:
+            command += ["--job", self._options.only_job_id]
+        with self._open_log() as log:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                pass_fds=[read_end],
+                env={**os.environ, "PROMPTMILL_HOME": str(self._settings.home)},
+            )
+        os.close(read_end)
+
+    def poll(self) -> int | None:
+        """The worker's exit code, None while it runs; keeps the private Redis alive meanwhile."""
+        assert self._process is not None, "start() comes first"
+        code = self._process.poll()
+        if code is None and self._redis is not None:
+            self._redis.ensure()
+        return code
+
+    def wait(self) -> int:
+        """Wait until the worker ends by itself."""
+        while (code := self.poll()) is None:
+            time.sleep(_POLL_S)
+        return code
+
+    def stop(self) -> int | None:
+        """SIGTERM, and SIGKILL once the grace is over or Ctrl-C comes again; the worker's exit code.
+
+        Safe to call again, and after the worker ended by itself.
+        """
+        try:
+            if self._process is None:
+                return None
+            if self._process.poll() is None:
+                self._process.send_signal(signal.SIGTERM)
+                # a second Ctrl-C means: at once
+                with contextlib.suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
+                    self._process.wait(self._settings.stop_grace_s)
+            self._kill_session()
+            return self._process.wait()
+        finally:
+            if self._pipe is not None:
+                os.close(self._pipe)
+                self._pipe = None
+            if self._redis is not None:
+                self._redis.stop()
+
+    def _kill_session(self) -> None:
+        # The worker leads its process group, whose id is its own process id.
+        assert self._process is not None
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+    @contextlib.contextmanager
+    def _open_log(self) -> Iterator[IO[bytes] | None]:
+        if self._log_path is None:
+            yield None
+            return
+        self._log_path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        descriptor = os.open(self._log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "wb") as log:
+            yield log
