@@ -99,7 +99,7 @@ class _Group(click.Group):
                 f"unexpected error: {type(error).__name__}: {error}\nrun it again as promptmill -v … for the traceback"
             )
             code = Exit.UNEXPECTED
-        ctx.exit(code)
+        return ctx.exit(code)
 
 
 def _example(*lines: str) -> str:
@@ -177,7 +177,7 @@ def _max_failed(ctx: click.Context, _: click.Parameter, text: str | None) -> Cal
         raise click.BadParameter("give a number of requests, like 5, or a share, like 1%", ctx)
     if text.endswith("%"):
         return lambda total: total * number / 100
-    return lambda total: number
+    return lambda _total: number
 
 
 def _submit_options(command: _Command) -> _Command:
@@ -265,7 +265,9 @@ def run(
     _print_submitted(submitted)
     try:
         with LiveView() as view:
-            job = run_job(database, settings, card, job.id, view.update)
+            job = run_job(
+                database, settings, card, job.id, lambda seen, ready: view.update(seen, is_ready=ready)
+            )
         export(database, job.id, output)
     except KeyboardInterrupt:
         again = f"promptmill run {file} -o {output}"

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, Row, func, insert, select, update
 
 from db import transitions
 from db.database import Database
@@ -54,7 +54,7 @@ class Renewal:
 
 
 @contextmanager
-def _fenced(lease: Lease) -> Iterator[None]:
+def _fenced() -> Iterator[None]:
     """For the holder of a lease it is all one: whatever is in the way, the chunk is no longer its own."""
     try:
         yield
@@ -82,7 +82,7 @@ def claim(
     return None
 
 
-def _candidates(tx: Connection, card_name: str, job_id: str | None) -> Sequence[object]:
+def _candidates(tx: Connection, card_name: str, job_id: str | None) -> Sequence[Row[tuple[str, str]]]:
     has_queued = (
         select(chunks.c.id)
         .where(chunks.c.job_id == jobs.c.id, chunks.c.state == ChunkState.QUEUED)
@@ -156,7 +156,7 @@ def pending_requests(tx: Connection, lease: Lease) -> list[PendingRequest]:
         )
         .order_by(requests.c.index)
     ).all()
-    return [PendingRequest(row.index, row.body) for row in rows]
+    return [PendingRequest(index, body) for index, body in rows]
 
 
 def renew(database: Database, worker_id: str, leases: Sequence[Lease], lease_s: float) -> Renewal:
@@ -187,7 +187,7 @@ def record(database: Database, lease: Lease, batch: Sequence[NewResult], *, is_l
     All or nothing. After a DatabaseUnavailableError the caller cannot know whether the commit went through, and
     may call again with the same batch: results that are there already are left as they are.
     """
-    with database.write() as tx, _fenced(lease):
+    with database.write() as tx, _fenced():
         state = transitions.lock_job(tx, lease.job_id) if is_last else None
         _hold(tx, lease)
         write_results(tx, lease, batch)
@@ -198,7 +198,7 @@ def record(database: Database, lease: Lease, batch: Sequence[NewResult], *, is_l
 
 def release(database: Database, lease: Lease) -> ChunkState:
     """Give an unfinished chunk back: to be claimed again, or as cancelled when its job is being cancelled."""
-    with database.write() as tx, _fenced(lease):
+    with database.write() as tx, _fenced():
         state = transitions.lock_job(tx, lease.job_id)
         if state is JobState.CANCELLING:
             transitions.cancel_chunk(tx, lease)

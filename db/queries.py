@@ -140,7 +140,8 @@ def find_unfinished_job(database: Database, input_sha256: str, card_sha256: str)
 def get_card(database: Database, job_id: str) -> str:
     """The snapshot of the card that the job was submitted with."""
     with database.read() as tx:
-        return tx.execute(select(jobs.c.card).where(jobs.c.id == job_id)).scalar_one()
+        card: str = tx.execute(select(jobs.c.card).where(jobs.c.id == job_id)).scalar_one()
+        return card
 
 
 def _with_sums(tx: Connection, rows: Sequence[Row[tuple[object, ...]]]) -> list[Job]:
@@ -299,23 +300,15 @@ def _outcomes(
             )
             .order_by(requests.c.index)
         ).all()
-    for row in rows:
-        if row.status is not None:
-            yield Outcome(row.index, row.custom_id, ResultStatus(row.status), *row[3:])
-        elif any(row.index in indexes for indexes in cancelled):
-            yield Outcome(
-                row.index,
-                row.custom_id,
-                ResultStatus.CANCELLED,
-                None,
-                None,
-                None,
-                None,
-                "cancelled",
-                "the job was cancelled before this request ran",
-            )
+    for index, custom_id, status, *rest in rows:
+        if status is not None:
+            yield Outcome(index, custom_id, ResultStatus(status), *rest)
+        elif any(index in indexes for indexes in cancelled):
+            yield Outcome(index, custom_id, ResultStatus.CANCELLED, *_NEVER_RAN)
 
 
+# What a cancelled request has in place of a result's columns.
+_NEVER_RAN = (None, None, None, None, "cancelled", "the job was cancelled before this request ran")
 _RESULT_COLUMNS = (
     "status",
     "result",

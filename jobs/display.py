@@ -55,7 +55,7 @@ class LiveView:
         if self._is_terminal:
             self._progress.stop()
 
-    def update(self, job: Job | None, is_ready: bool = True) -> None:
+    def update(self, job: Job | None, *, is_ready: bool = True) -> None:
         """Show a job as it stands; None while the database is away."""
         if job is None:
             self._say("waiting for the database", "")

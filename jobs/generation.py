@@ -52,7 +52,7 @@ def check_sampling(body: Mapping[str, Any]) -> list[Problem]:
     try:
         Sampling.model_validate(body)
     except ValidationError as error:
-        paths = {format_path([part for part in one["loc"][:1]]): one["msg"] for one in error.errors()}
+        paths = {format_path(one["loc"][:1]): one["msg"] for one in error.errors()}
         return [Problem("invalid_request", path, message) for path, message in paths.items()]
     return []
 

@@ -73,6 +73,8 @@ def wait(
             job = None
         if on_poll is not None:
             on_poll(job)
-        if job is not None and (job.state.is_final or (deadline is not None and time.monotonic() >= deadline)):
+        if job is not None and (
+            job.state.is_final or (deadline is not None and time.monotonic() >= deadline)
+        ):
             return job
         time.sleep(_POLL_S)

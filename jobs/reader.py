@@ -109,9 +109,9 @@ class InputFile:
     def _decompressed(self) -> IO[bytes]:
         magic = self._buffered.peek(4)[:4]
         if magic.startswith(_GZIP_MAGIC):
-            return gzip.GzipFile(fileobj=self._buffered)
+            return io.BufferedReader(gzip.GzipFile(fileobj=self._buffered), _BUFFER_BYTES)
         if magic == _ZSTD_MAGIC:
-            return io.BufferedReader(zstd.ZstdFile(self._buffered), _BUFFER_BYTES)  # type: ignore[arg-type]
+            return io.BufferedReader(zstd.ZstdFile(self._buffered), _BUFFER_BYTES)
         return self._buffered
 
     @staticmethod

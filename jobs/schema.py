@@ -95,10 +95,8 @@ class RequestSchema:
         if not context or error.instance_path:
             return [_problem(error)]
         forms = [self._form(branch) for branch, _ in self._branches]
-        if (
-            all(not errors for errors in context)
-            or (error.kind.name == "oneOf"
-            and any(not e for e in context))
+        if all(not errors for errors in context) or (
+            error.kind.name == "oneOf" and any(not e for e in context)
         ):
             both = " and ".join(form for form, errors in zip(forms, context, strict=False) if not errors)
             return [
@@ -144,6 +142,6 @@ def _kind(value: object) -> str:
         ((int, float), "a number"),
         (list, "an array"),
     ):
-        if isinstance(value, kinds):  # type: ignore[arg-type]
+        if isinstance(value, kinds):
             return name
     return "an object"

@@ -125,13 +125,18 @@ class Settings(BaseSettings):
 
     @classmethod
     def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], **sources: PydanticBaseSettingsSource
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003  pydantic-settings hands it over
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003  the same
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         home = os.environ.get(f"{PREFIX}HOME")
         path = (Path(home).expanduser() if home else default_home()) / "promptmill.toml"
         return (
-            sources["init_settings"],
-            sources["env_settings"],
+            init_settings,
+            env_settings,
             TomlConfigSettingsSource(settings_cls, toml_file=path),
         )
 

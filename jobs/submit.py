@@ -1,5 +1,6 @@
 """Handing in a file: checked and stored in one pass, visible only when whole."""
 
+import contextlib
 import secrets
 from dataclasses import dataclass
 from enum import StrEnum
@@ -194,10 +195,9 @@ class _Staging:
             self._requests, self._chunks = [], []
 
     def _discard(self) -> None:
-        try:
+        # should the database be away, the sweeper deletes it; the error that brought us here is the one to show
+        with contextlib.suppress(DatabaseUnavailableError):
             recovery.discard_staged_job(self._database, self._job_id)
-        except DatabaseUnavailableError:
-            pass  # the sweeper deletes it; the error that brought us here is the one to show
 
 
 class _OpenChunk:

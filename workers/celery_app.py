@@ -60,7 +60,7 @@ def create_app(settings: Settings) -> Celery:
 def run_worker(app: Celery, runner: Runner, card_name: str, worker_id: str, num_slots: int) -> None:
     """Take tickets until SIGTERM; then drain, and return once every slot has let go of its chunk."""
 
-    @app.task(name=TICKET_TASK)
+    @app.task(name=TICKET_TASK)  # type: ignore[untyped-decorator]
     def ticket() -> None:
         """There is work: claim and run chunks until there is none. A ticket names no chunk, so it may be
         lost, doubled or late without harm."""

@@ -88,4 +88,7 @@ def _explain(code: int, log_path: Path) -> str:
     except OSError:
         tail = []
     lines = "".join(f"\n  {line}" for line in tail)
-    return f"the worker ended with exit code {code}; the same command goes on where it stood. Its log {log_path}:{lines}"
+    return (
+        f"the worker ended with exit code {code}; the same command goes on where it stood."
+        f" Its log {log_path}:{lines}"
+    )

@@ -68,7 +68,7 @@ def _die_with_supervisor(watch_fd: int) -> None:
     threading.Thread(target=watch, name="watch", daemon=True).start()
 
 
-class _Stopped(Exception):
+class _StoppedError(Exception):
     """SIGTERM came while the engine was being loaded."""
 
 
@@ -101,7 +101,7 @@ class _Worker:
         feed = Feed(lambda: create_engine(settings, self._card))
         try:
             self._serve(database, heartbeat, feed)
-        except _Stopped:
+        except _StoppedError:
             _log.info("stopped before the engine was loaded")
             self._say(database, transitions.stop_worker)
             # a load cannot be interrupted, and holds nothing that must be put in order
@@ -166,7 +166,7 @@ class _Worker:
 
 
 def _raise_stopped(*_: object) -> None:
-    raise _Stopped
+    raise _StoppedError
 
 
 if __name__ == "__main__":

@@ -105,6 +105,7 @@ class PrivateRedis:
             if folder.stat().st_uid != os.getuid():
                 raise BrokerUnavailableError(f"{folder} belongs to somebody else")
             lock = (folder / "redis.lock").open("a")
+            os.fchmod(lock.fileno(), 0o600)
         except OSError as error:
             raise BrokerUnavailableError(
                 f"cannot use {folder} for a private Redis: {error.strerror}"

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import TypeVar
 
 import orjson
 
@@ -22,6 +22,8 @@ from jobs.schema import Problem, RequestSchema
 from jobs.settings import Settings
 from workers.engine import Engine, EngineRequest, Failure
 from workers.feed import Feed, Outcome
+
+_Value = TypeVar("_Value")
 
 _log = logging.getLogger(__name__)
 
@@ -178,7 +180,7 @@ class Runner:
     def _run_chunk(self, run: ChunkRun) -> None:
         pending = self._patiently(lambda: leases.load_requests(self._database, run.lease))
         card = self._card(run.lease.job_id)
-        results, rendered = self._render(card, pending or [])
+        results, rendered = self._render(card, pending)
         unfinished = {request.key: index for index, request in rendered}
         self._feed.submit([request for _, request in rendered], run.outcomes.put)
         flush_at = time.monotonic() + self._settings.flush_s
@@ -224,7 +226,7 @@ class Runner:
         card = self._cards.get(job_id)
         if card is None:
             text = self._patiently(lambda: queries.get_card(self._database, job_id))
-            card = self._cards[job_id] = _JobCard(text or "")
+            card = self._cards[job_id] = _JobCard(text)
         return card
 
     def _render(
@@ -265,7 +267,7 @@ class Runner:
     def _record(self, run: ChunkRun, results: list[NewResult], *, is_last: bool) -> None:
         self._patiently(lambda: leases.record(self._database, run.lease, results, is_last=is_last))
 
-    def _patiently(self, call: Callable[[], Any]) -> Any:
+    def _patiently(self, call: Callable[[], _Value]) -> _Value:
         """Call again while the database is away, with growing pauses.
 
         What is finished waits in memory meanwhile, a chunk at most. A worker that drains gives up after a few

@@ -72,8 +72,7 @@ class Supervisor:
 
     def poll(self) -> int | None:
         """The worker's exit code, None while it runs; keeps the private Redis alive meanwhile."""
-        assert self._process is not None, "start() comes first"
-        code = self._process.poll()
+        code = self._worker().poll()
         if code is None and self._redis is not None:
             self._redis.ensure()
         return code
@@ -108,9 +107,13 @@ class Supervisor:
 
     def _kill_session(self) -> None:
         # The worker leads its process group, whose id is its own process id.
-        assert self._process is not None
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+            os.killpg(self._worker().pid, signal.SIGKILL)
+
+    def _worker(self) -> "subprocess.Popen[bytes]":
+        if self._process is None:
+            raise RuntimeError("start() comes first")
+        return self._process
 
     @contextlib.contextmanager
     def _open_log(self) -> Iterator[IO[bytes] | None]:

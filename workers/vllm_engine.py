@@ -46,7 +46,7 @@ class VllmEngine:
             raise EngineError(f"vLLM cannot load {weights}: {type(error).__name__}: {error}") from error
         config = self._engine.vllm_config
         self._label = f"vllm {vllm.__version__}"
-        self._num_seqs = config.scheduler_config.max_num_seqs
+        self._num_seqs = int(config.scheduler_config.max_num_seqs)
         # what the model's own generation_config.json asks for, as LLM.chat does
         self._default_sampling: dict[str, Any] = config.model_config.get_diff_sampling_param()
         self._renderer = Renderer(weights)
@@ -63,7 +63,7 @@ class VllmEngine:
 
     @property
     def num_unfinished(self) -> int:
-        return self._engine.get_num_unfinished_requests()
+        return int(self._engine.get_num_unfinished_requests())
 
     def render(self, generations: Sequence[Generation], limits: Limits) -> list[Rendered | Problem]:
         return self._renderer.render(generations, limits)

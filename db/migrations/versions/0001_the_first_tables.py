@@ -142,7 +142,9 @@ def upgrade() -> None:
         sa.Column("started_at", sa.Float(), nullable=True),
         sa.Column("finished_at", sa.Float(), nullable=True),
         sa.CheckConstraint(
-            "(state = 'running') = (lease_id IS NOT NULL) AND (lease_id IS NULL) = (lease_until IS NULL) AND (lease_id IS NULL) = (worker_id IS NULL)",
+            "(state = 'running') = (lease_id IS NOT NULL)"
+            " AND (lease_id IS NULL) = (lease_until IS NULL)"
+            " AND (lease_id IS NULL) = (worker_id IS NULL)",
             name=op.f("ck_chunks_lease"),
         ),
         sa.CheckConstraint(

@@ -1,0 +1,2 @@
+def test_open(database):
+    assert database.revision() == "0001"

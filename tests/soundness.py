@@ -1,0 +1,46 @@
+"""The one check that every test of faults ends in."""
+
+from sqlalchemy import func, select
+
+from db import queries
+from db.database import Database
+from db.queries import Outcome
+from db.states import ChunkState
+from db.tables import chunks, jobs, requests, results
+
+
+def assert_job_is_sound(database: Database, job_id: str) -> list[Outcome]:
+    """Each request of a finished job has exactly one outcome, no lease lives, and all counts agree.
+
+    Returns the outcomes, in input order.
+    """
+    job = queries.get_job(database, job_id)
+    assert job.state.is_final, f"{job_id} is {job.state}"
+    outcomes = list(queries.iterate_outcomes(database, job_id))
+    with database.read() as tx:
+        num_requests = tx.execute(
+            select(func.count()).select_from(requests).where(requests.c.job_id == job_id)
+        ).scalar_one()
+        num_results = tx.execute(
+            select(func.count()).select_from(results).where(results.c.job_id == job_id)
+        ).scalar_one()
+        recorded = tx.execute(select(jobs.c.num_requests).where(jobs.c.id == job_id)).scalar_one()
+        open_chunks = tx.execute(
+            select(func.count())
+            .select_from(chunks)
+            .where(
+                chunks.c.job_id == job_id,
+                chunks.c.state.in_((ChunkState.QUEUED, ChunkState.RUNNING)) | chunks.c.lease_id.is_not(None),
+            )
+        ).scalar_one()
+    assert open_chunks == 0, "a chunk of a finished job is open or leased"
+    assert [outcome.index for outcome in outcomes] == list(range(num_requests)), "an index is lost or doubled"
+    assert job.counts.total == num_requests == recorded
+    assert job.counts.succeeded + job.counts.failed == num_results
+    by_status = dict.fromkeys(("succeeded", "failed", "cancelled", "expired"), 0)
+    for outcome in outcomes:
+        by_status[outcome.status] += 1
+    assert by_status == {name: getattr(job.counts, name) for name in by_status}
+    assert job.prompt_tokens == sum(outcome.prompt_tokens or 0 for outcome in outcomes)
+    assert job.completion_tokens == sum(outcome.completion_tokens or 0 for outcome in outcomes)
+    return outcomes
