@@ -109,6 +109,11 @@ ifeq ($(ENGINE),cpu)
 	@$(PIP) install --quiet --no-deps --no-build-isolation -e .
 else
 	@$(PIP) install -e '.[gpu]'
+	@.venv/bin/python -c 'import sys, torch; sys.exit(not torch.version.cuda)' || { \
+		echo 'pip chose a torch without CUDA. Where it is told of the CPU wheel index of PyTorch'; \
+		echo '(PIP_EXTRA_INDEX_URL, find-links: see pip config list) take that away; make again.'; \
+		exit 1; \
+	} >&2
 endif
 	@touch $(VENV) $@
 

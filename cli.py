@@ -187,7 +187,8 @@ def _submit_options(command: _Command) -> _Command:
             click.option("--name", help="A name for the job, for people."),
             click.option(
                 "--priority",
-                type=int,
+                # well within what both databases store
+                type=click.IntRange(-1_000_000, 1_000_000),
                 default=0,
                 show_default=True,
                 help="Higher runs first.",

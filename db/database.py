@@ -65,7 +65,7 @@ def _create_sqlite_file(path: Path) -> None:
 def _parse(url: str) -> URL:
     try:
         parsed = make_url(url)
-    except UrlError:
+    except (UrlError, ValueError):  # a ValueError would quote what stands where the port belongs
         raise SettingsError(
             "PROMPTMILL_DATABASE_URL is not a database URL; give sqlite:////path/to/file.db"
             " or postgresql://user@host/name"

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Row, func, insert, select, update
 from db import transitions
 from db.database import Database
 from db.errors import LeaseLostError, NotFoundError, WrongStateError
-from db.states import ChunkState, JobState, ResultStatus
+from db.states import ChunkState, JobState, ResultStatus, WorkerState
 from db.tables import chunks, jobs, now_s, requests, results, workers
 from db.transitions import Lease
 
@@ -160,10 +160,13 @@ def pending_requests(tx: Connection, lease: Lease) -> list[PendingRequest]:
 
 
 def renew(database: Database, worker_id: str, leases: Sequence[Lease], lease_s: float) -> Renewal:
-    """Put off the end of `leases` to `lease_s` from now, and leave a heartbeat in the worker's row."""
+    """Put off the end of `leases` to `lease_s` from now, and leave a heartbeat in the worker's row.
+
+    A worker that was taken for gone is ready again.
+    """
     ids = [lease.lease_id for lease in leases]
     with database.write() as tx:
-        tx.execute(update(workers).where(workers.c.id == worker_id).values(heartbeat_at=now_s()))
+        _beat(tx, worker_id)
         if not ids:
             return Renewal(frozenset(), frozenset())
         tx.execute(update(chunks).where(chunks.c.lease_id.in_(ids)).values(lease_until=now_s() + lease_s))
@@ -179,6 +182,13 @@ def renew(database: Database, worker_id: str, leases: Sequence[Lease], lease_s: 
         lost=frozenset(ids) - held.keys(),
         cancelling=frozenset(id_ for id_, state in held.items() if state == JobState.CANCELLING),
     )
+
+
+def _beat(tx: Connection, worker_id: str) -> None:
+    beat = update(workers).where(workers.c.id == worker_id).values(heartbeat_at=now_s())
+    if tx.execute(beat.returning(workers.c.state)).scalar() == WorkerState.GONE:
+        # it was frozen or cut off, and the sweeper gave it up
+        transitions.ready_worker(tx, worker_id)
 
 
 def record(database: Database, lease: Lease, batch: Sequence[NewResult], *, is_last: bool) -> None:

@@ -129,18 +129,20 @@ def _clear_submits(database: Database) -> int:
             select(jobs.c.id).where(jobs.c.state == JobState.VALIDATING, jobs.c.submit_lease_until < now_s())
         ).scalars()
         ids = list(over)
-    for job_id in ids:
-        discard_staged_job(database, job_id)
-    return len(ids)
+    return sum(discard_staged_job(database, job_id) for job_id in ids)
 
 
-def discard_staged_job(database: Database, job_id: str) -> None:
-    """Delete a job that never left validating, in steps that do not lock others out. Safe to call again."""
+def discard_staged_job(database: Database, job_id: str) -> bool:
+    """Delete a job that never left validating, in steps that do not lock others out. Safe to call again.
+
+    False when somebody else deleted it, or when it is not validating: then it stays as it is. That is how a
+    submit fares that lost the answer to its commit, while the commit went through.
+    """
     with database.write() as tx:
         # from here on its submit, should it still live, can neither renew nor enqueue it
-        transitions.abandon_submit(tx, job_id)
+        if not transitions.abandon_submit(tx, job_id):
+            return False
     while True:
         with database.write() as tx:
-            if transitions.delete_rows(tx, job_id, _DELETE_ROWS) == 0:
-                transitions.delete_staged_job(tx, job_id)
-                return
+            if not transitions.delete_rows(tx, job_id, _DELETE_ROWS):
+                return transitions.delete_staged_job(tx, job_id)

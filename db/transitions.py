@@ -124,13 +124,14 @@ def renew_submit(tx: Connection, job_id: str, submit_lease_s: float) -> None:
         )
 
 
-def abandon_submit(tx: Connection, job_id: str) -> None:
-    """End a submit's lease, so that its job can only be deleted."""
-    tx.execute(
+def abandon_submit(tx: Connection, job_id: str) -> bool:
+    """End a submit's lease, so that its job can only be deleted; False when it is not (or no more) validating."""
+    abandoned = tx.execute(
         update(jobs)
         .where(jobs.c.id == job_id, jobs.c.state == JobState.VALIDATING)
         .values(submit_lease_until=0)
     )
+    return abandoned.rowcount > 0
 
 
 def _submit_lives() -> ColumnElement[bool]:
@@ -229,31 +230,34 @@ def close_job_if_over(tx: Connection, job_id: str, state: JobState) -> JobState:
     return JobState.COMPLETED
 
 
-def delete_rows(tx: Connection, job_id: str, limit: int) -> int:
-    """Delete up to `limit` requests and their results; 0 when none is left. For validating jobs only."""
+def delete_rows(tx: Connection, job_id: str, limit: int) -> bool:
+    """Delete up to `limit` requests and their results; False when none was left. After `abandon_submit` only."""
     first = tx.execute(select(func.min(requests.c.index)).where(requests.c.job_id == job_id)).scalar()
     if first is None:
-        return 0
+        return False
     for table in (results, requests):
-        deleted = tx.execute(
+        tx.execute(
             delete(table).where(
                 table.c.job_id == job_id,
                 table.c.index >= first,
                 table.c.index < first + limit,
             )
         )
-    return deleted.rowcount
+    # Not the number deleted: that is 0 when another sweeper was faster, whatever is left behind these rows.
+    return True
 
 
-def delete_staged_job(tx: Connection, job_id: str) -> None:
-    """Delete a validating job, after `delete_rows` said 0; a job in any other state stays."""
+def delete_staged_job(tx: Connection, job_id: str) -> bool:
+    """Delete a validating job, after `delete_rows` said False. False when it is deleted already;
+    a job in any other state stays."""
     state = tx.execute(select(jobs.c.state).where(jobs.c.id == job_id).with_for_update()).scalar()
     if state is None:
-        return
+        return False
     if state != JobState.VALIDATING:
         raise WrongStateError(f"job {job_id}", state, frozenset({JobState.VALIDATING}))
     tx.execute(delete(chunks).where(chunks.c.job_id == job_id))
     tx.execute(delete(jobs).where(jobs.c.id == job_id))
+    return True
 
 
 # --- chunks ---------------------------------------------------------------------------------------------------

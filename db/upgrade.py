@@ -22,15 +22,24 @@ def open_database(url: str, pool_size: int = 8) -> Database:
     """The database at `url`, ready for use. An SQLite file is made and brought up to date by whoever comes first;
     on Postgres that is left to `promptmill db upgrade`, and DatabaseUnavailableError says so."""
     database = Database(url, pool_size)
-    found = database.revision()
-    if found != HEAD_REVISION:
-        if not database.is_sqlite:
-            raise DatabaseUnavailableError(
-                f"the database {database.label} is at revision {found or 'none'} and not {HEAD_REVISION};"
-                " run: promptmill db upgrade"
-            )
-        upgrade(database)
+    try:
+        _bring_to_head(database)
+    except BaseException:
+        database.close()
+        raise
     return database
+
+
+def _bring_to_head(database: Database) -> None:
+    found = database.revision()
+    if found == HEAD_REVISION:
+        return
+    if not database.is_sqlite:
+        raise DatabaseUnavailableError(
+            f"the database {database.label} is at revision {found or 'none'} and not {HEAD_REVISION};"
+            " run: promptmill db upgrade"
+        )
+    upgrade(database)
 
 
 def config(connection: Connection | None = None) -> "Config":

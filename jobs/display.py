@@ -16,9 +16,13 @@ from rich.progress import (
 from rich.table import Table
 
 from db.queries import Job
+from db.states import JobState
 from jobs.progress import format_time
 
 _PLAIN_INTERVAL_S = 10.0
+_UNBOUNDED_WIDTH = 100_000
+_ID_WIDTH = len("job_0123456789")
+_STATE_WIDTH = max(len(state) for state in JobState)
 
 
 class LiveView:
@@ -156,8 +160,9 @@ def summarize(job: Job, output: str | None = None) -> str:
 def print_jobs(jobs: Sequence[Job]) -> None:
     """A table on stdout, the jobs in the order given."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("JOB", "NAME", "MODEL", "STATE"):
-        table.add_column(title, overflow="ellipsis", no_wrap=True)
+    # on a narrow terminal names may be cut off, but never what the next command needs
+    for title, min_width in (("JOB", _ID_WIDTH), ("NAME", 4), ("MODEL", 5), ("STATE", _STATE_WIDTH)):
+        table.add_column(title, overflow="ellipsis", no_wrap=True, min_width=min_width)
     for title in ("DONE", "FAILED", "TOTAL"):
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("CREATED", no_wrap=True)
@@ -171,6 +176,11 @@ def print_jobs(jobs: Sequence[Job]) -> None:
             f"{counts.succeeded:,}",
             f"{counts.failed:,}",
             f"{counts.total:,}",
-            (format_time(job.created_at) or "")[:19].replace("T", " "),
+            (format_time(job.created_at) or "")[:16].replace("T", " "),
         )
-    Console(soft_wrap=not Console().is_terminal, markup=False).print(table)
+    # a name is shown as it is: no markup, no :emoji:
+    console = Console(markup=False, emoji=False, highlight=False)
+    if not console.is_terminal:
+        # a file or a pipe has no width that a column would have to be cut off for
+        console.width = _UNBOUNDED_WIDTH
+    console.print(table)

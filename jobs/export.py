@@ -1,6 +1,7 @@
 """Writing a job's outcomes as result lines, in input order, streamed."""
 
 import os
+import stat
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -64,7 +65,11 @@ def check_output(path: str) -> None:
     """OutputError when `path` cannot be written: better before the work than after it."""
     if path == "-":
         return
-    target = Path(path).resolve()
+    if _is_stream(path):
+        if not os.access(path, os.W_OK):
+            raise OutputError(f"cannot write to {path}")
+        return
+    target = _resolve(path)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -75,16 +80,38 @@ def check_output(path: str) -> None:
         raise OutputError(f"cannot write into {target.parent}")
 
 
+def _is_stream(path: str) -> bool:
+    """Whether this is a pipe or a device, which a rename would replace by a file. Asked of the path as it was
+    given: what /dev/stdout leads to has no path of its own."""
+    try:
+        mode = Path(path).stat().st_mode
+    except OSError:
+        return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+
+
+def _resolve(path: str) -> Path:
+    try:
+        return Path(path).resolve()
+    except RuntimeError as error:
+        raise OutputError(f"{path} is a symbolic link that leads back to itself") from error
+
+
 @contextmanager
 def _output(path: str) -> Iterator[IO[bytes]]:
     if path == "-":
-        yield sys.stdout.buffer
-        sys.stdout.buffer.flush()
+        try:
+            yield sys.stdout.buffer
+            sys.stdout.buffer.flush()
+        except BrokenPipeError:
+            raise  # whoever reads has seen enough
+        except OSError as error:
+            raise OutputError(f"cannot write to stdout: {error.strerror}") from error
         return
-    target = Path(path).resolve()
+    is_stream = _is_stream(path)
+    target = Path(path) if is_stream else _resolve(path)
     try:
-        if target.exists() and not target.is_file():
-            # a pipe or a device, which a rename would replace by a file
+        if is_stream:
             with target.open("wb", _BUFFER_BYTES) as file:
                 yield file
             return

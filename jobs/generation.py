@@ -6,11 +6,13 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from jobs.schema import Problem, RequestSchema, format_path
+from jobs.schema import Problem, RequestSchema
 
 # The default of the card format's own schemas, for a card whose schema gives none.
 DEFAULT_MAX_TOKENS = 256
 
+# an empty one would end a completion before it begins
+_StopText = Annotated[str, Field(min_length=1)]
 _Penalty = Annotated[float, Field(ge=-2, le=2)]
 
 
@@ -19,12 +21,12 @@ class Sampling(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
 
-    temperature: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    stop: str | Annotated[list[str], Field(max_length=64)] | None = None
+    stop: _StopText | Annotated[list[_StopText], Field(max_length=64)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
     frequency_penalty: _Penalty | None = None
     presence_penalty: _Penalty | None = None
@@ -52,8 +54,11 @@ def check_sampling(body: Mapping[str, Any]) -> list[Problem]:
     try:
         Sampling.model_validate(body)
     except ValidationError as error:
-        paths = {format_path(one["loc"][:1]): one["msg"] for one in error.errors()}
-        return [Problem("invalid_request", path, message) for path, message in paths.items()]
+        # by field: a union has one error for each of its members
+        messages = {str(one["loc"][0]): one["msg"] for one in error.errors()}
+        if "stop" in messages:
+            messages["stop"] = "Input should be a string that is not empty, or a list of up to 64 of them"
+        return [Problem("invalid_request", name, message) for name, message in messages.items()]
     return []
 
 

@@ -57,6 +57,7 @@ def wait(
     job_id: str,
     timeout_s: float | None = None,
     on_poll: Callable[[Job | None], None] | None = None,
+    poll_s: float = _POLL_S,
 ) -> Job:
     """Poll until the job is over, and return it; after `timeout_s` return it as it stands.
 
@@ -77,4 +78,4 @@ def wait(
             job.state.is_final or (deadline is not None and time.monotonic() >= deadline)
         ):
             return job
-        time.sleep(_POLL_S)
+        time.sleep(poll_s)

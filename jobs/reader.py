@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import io
+import re
 import sys
 import zlib
 from collections.abc import Iterator
@@ -20,6 +21,8 @@ else:
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+# what a frame without data begins with, and a file that pzstd made
+_ZSTD_SKIPPABLE = re.compile(rb"[\x50-\x5f]\x2a\x4d\x18")
 _BOM = b"\xef\xbb\xbf"
 _BUFFER_BYTES = 1024 * 1024
 
@@ -54,6 +57,22 @@ class _Hashed(io.RawIOBase):
         return len(data)
 
 
+class _Inflated(io.RawIOBase):
+    """What a decompressor yields, piece by piece: one that fills a whole buffer would drop, at damaged data, the
+    good lines before it."""
+
+    def __init__(self, file: gzip.GzipFile | zstd.ZstdFile) -> None:
+        self._file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._file.read1(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+
 class InputFile:
     """A file of lines, read once from its start to its end. `-` is stdin.
 
@@ -65,6 +84,8 @@ class InputFile:
         self.size_bytes: int | None = None
         self._owned: IO[bytes] | None = None
         if path == "-":
+            if sys.stdin is None:  # as Python has it for a process that was started without one
+                raise InputError("there is no stdin to read from; give the name of a file")
             raw: IO[bytes] = sys.stdin.buffer
         else:
             raw = self._owned = self._open(Path(path))
@@ -90,8 +111,11 @@ class InputFile:
                 if not data:
                     return
                 number += 1
-                if number == 1:
+                if number == 1 and data.startswith(_BOM):
                     data = data.removeprefix(_BOM)
+                    if not data.endswith(b"\n"):
+                        # else a line that is too long would look like one that ends here
+                        data += stream.readline(len(_BOM))
                 if len(data) > max_line_bytes and not data.endswith(b"\n"):
                     self._skip_line(stream, max_line_bytes)
                     yield RawLine(number, None)
@@ -109,9 +133,9 @@ class InputFile:
     def _decompressed(self) -> IO[bytes]:
         magic = self._buffered.peek(4)[:4]
         if magic.startswith(_GZIP_MAGIC):
-            return io.BufferedReader(gzip.GzipFile(fileobj=self._buffered), _BUFFER_BYTES)
-        if magic == _ZSTD_MAGIC:
-            return io.BufferedReader(zstd.ZstdFile(self._buffered), _BUFFER_BYTES)
+            return io.BufferedReader(_Inflated(gzip.GzipFile(fileobj=self._buffered)), _BUFFER_BYTES)
+        if magic == _ZSTD_MAGIC or _ZSTD_SKIPPABLE.fullmatch(magic):
+            return io.BufferedReader(_Inflated(zstd.ZstdFile(self._buffered)), _BUFFER_BYTES)
         return self._buffered
 
     @staticmethod

@@ -1,6 +1,7 @@
 """The card's JSON Schema as the authority over a request line, and its errors in words a person can act on."""
 
 import difflib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,10 @@ from db.errors import CardError
 
 # Fields of a line that are ours and not the card's.
 OWN_FIELDS = frozenset({"custom_id"})
+# What a form of a schema may refer to, and so needs when it is compiled alone.
+_SHARED_KEYWORDS = ("$schema", "$defs", "definitions")
 _MAX_MESSAGE_CHARS = 300
+_MAX_NAME_CHARS = 100
 _MASK = "the value"
 
 
@@ -27,20 +31,23 @@ class Problem:
 def check_schema(schema: Mapping[str, Any], where: str) -> None:
     """CardError when `schema` is no JSON Schema."""
     try:
-        jsonschema_rs.validator_for(dict(schema))
-    except (jsonschema_rs.ValidationError, ValueError, TypeError) as error:
+        jsonschema_rs.validator_for(dict(schema), retriever=_refuse_to_fetch)
+    except (jsonschema_rs.ReferencingError, ValueError, TypeError) as error:
         reason = getattr(error, "message", str(error))
         raise CardError(f"{where} is not a JSON Schema: {reason}") from None
 
 
 def format_path(parts: Sequence[str | int]) -> str:
-    """("messages", 2, "role") as `messages[2].role`."""
+    """("messages", 2, "role") as `messages[2].role`. What a terminal would not show as it is comes escaped, and a
+    long name cut: a path is for reading, and its names may come from the file."""
     text = ""
     for part in parts:
         if isinstance(part, int):
             text += f"[{part}]"
         else:
-            text += f".{part}" if text else part
+            name = part if len(part) <= _MAX_NAME_CHARS else part[:_MAX_NAME_CHARS] + "…"
+            name = name if name.isprintable() else json.dumps(name)[1:-1]
+            text += f".{name}" if text else name
     return text
 
 
@@ -48,15 +55,21 @@ class RequestSchema:
     """A card's input schema, compiled once: the verdict is the validator's alone."""
 
     def __init__(self, schema: Mapping[str, Any]) -> None:
-        self._validator = jsonschema_rs.validator_for(dict(schema), mask=_MASK)
+        self._validator = _compile(schema)
         branches = schema.get("oneOf") or schema.get("anyOf") or [schema]
-        self._branches = [(branch, jsonschema_rs.validator_for(_whole(branch))) for branch in branches]
+        if not all(isinstance(branch, dict) and "$ref" not in branch for branch in branches):
+            raise ValueError("its forms, under oneOf or anyOf, must be objects that stand there themselves")
+        shared = {name: schema[name] for name in _SHARED_KEYWORDS if name in schema}
+        self._branches = [(branch, _compile({**shared, "type": "object", **branch})) for branch in branches]
         self.known_fields = frozenset(
             name for part in [schema, *branches] for name in part.get("properties", {})
         )
 
     def is_valid(self, body: object) -> bool:
-        return self._validator.is_valid(body)
+        try:
+            return self._validator.is_valid(body)
+        except ValueError:
+            return False  # nested too deeply for the validator, where the schema has to look at it
 
     def problems(self, body: object) -> list[Problem]:
         """What is wrong with `body`, nearest cause first; empty for a valid one."""
@@ -69,8 +82,11 @@ class RequestSchema:
                 )
             ]
         found = []
-        for error in self._validator.iter_errors(body):
-            found += self._explain(error, body)
+        try:
+            for error in self._validator.iter_errors(body):
+                found += self._explain(error, body)
+        except ValueError:
+            return [Problem("invalid_request", "", "it is nested too deeply")]
         return list(dict.fromkeys(found))
 
     def defaults_of(self, body: Mapping[str, Any]) -> tuple[frozenset[str], dict[str, Any]]:
@@ -122,8 +138,13 @@ class RequestSchema:
         return " with ".join(branch.get("required", [])) or "another form"
 
 
-def _whole(branch: Mapping[str, Any]) -> dict[str, Any]:
-    return {"type": "object", **branch}
+def _compile(schema: Mapping[str, Any]) -> jsonschema_rs.Validator:
+    return jsonschema_rs.validator_for(dict(schema), mask=_MASK, retriever=_refuse_to_fetch)
+
+
+def _refuse_to_fetch(uri: str) -> Any:
+    """A card is whole in itself: reading one must not reach into the network or the file system."""
+    raise ValueError(f"a card's schema refers to nothing outside itself, and this to {uri}")
 
 
 def _problem(error: jsonschema_rs.ValidationError) -> Problem:

@@ -29,10 +29,25 @@ def default_home() -> Path:
     return local if local.is_dir() else Path.home() / ".promptmill"
 
 
+def _expanded(home: Path) -> Path:
+    try:
+        return home.expanduser()
+    except RuntimeError:
+        raise SettingsError(f"setting home ({PREFIX}HOME): there is no such user's home folder") from None
+
+
 class Settings(BaseSettings):
     """Every setting; a name ends in its unit where it has one."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        extra="forbid",
+        frozen=True,
+        # an empty variable is what compose and shells make of one that is not set
+        env_ignore_empty=True,
+        # no time here may be without end
+        allow_inf_nan=False,
+    )
 
     home: Path = Field(
         default_factory=default_home,
@@ -103,7 +118,7 @@ class Settings(BaseSettings):
     @field_validator("home")
     @classmethod
     def _absolute(cls, home: Path) -> Path:
-        return home.expanduser().absolute()
+        return _expanded(home).absolute()
 
     @field_validator("broker_url")
     @classmethod
@@ -133,7 +148,7 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003  the same
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         home = os.environ.get(f"{PREFIX}HOME")
-        path = (Path(home).expanduser() if home else default_home()) / "promptmill.toml"
+        path = (_expanded(Path(home)) if home else default_home()) / "promptmill.toml"
         return (
             init_settings,
             env_settings,
@@ -174,27 +189,33 @@ def load_settings(**overrides: Any) -> Settings:
         if name.startswith(PREFIX) and name.removeprefix(PREFIX).lower() not in Settings.model_fields
     ]
     if unknown:
-        raise SettingsError(
-            "\n".join(_unknown(name, [PREFIX + f.upper() for f in Settings.model_fields]) for name in unknown)
-        )
+        raise SettingsError("\n".join(_unknown(name, PREFIX) for name in unknown))
     try:
         return Settings(**overrides)
     except ValidationError as error:
         raise SettingsError("\n".join(_explain(dict(problem)) for problem in error.errors())) from None
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(f"promptmill.toml is not TOML: {error}") from None
+    except UnicodeDecodeError:
+        raise SettingsError("promptmill.toml is not UTF-8 text") from None
+    except OSError as error:
+        raise SettingsError(f"cannot read promptmill.toml: {error.strerror}") from None
 
 
 def _explain(problem: dict[str, Any]) -> str:
     name = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        return _unknown(f"promptmill.toml: {name}", list(Settings.model_fields))
+        return _unknown(f"promptmill.toml: {name}", "promptmill.toml: ")
     message = problem["msg"].removeprefix("Value error, ")
     # the value is not shown: a URL may hold a password
     return f"setting {name} ({PREFIX}{name.upper()}): {message}" if name else f"settings: {message}"
 
 
-def _unknown(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name.removeprefix("promptmill.toml: "), known, n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    return f"{name} is not a setting{hint}"
+def _unknown(name: str, prefix: str) -> str:
+    # compared without the prefix, which would make any two names alike
+    near = difflib.get_close_matches(name.removeprefix(prefix).lower(), Settings.model_fields, n=1)
+    if not near:
+        return f"{name} is not a setting"
+    return (
+        f"{name} is not a setting; did you mean {PREFIX + near[0].upper() if prefix == PREFIX else near[0]}?"
+    )

@@ -19,7 +19,9 @@ from jobs.reader import InputFile, hash_file
 from jobs.settings import Settings
 from jobs.validation import CheckedLine, LineChecker, Report, open_errors_file
 
+# What is written at once: lines may be long, so their number alone would not bound memory.
 _BATCH_REQUESTS = 2_000
+_BATCH_CHARS = 16 * 1024 * 1024
 # Without i, l, o and u: an id is read aloud and typed.
 _ID_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _ID_LENGTH = 10
@@ -46,9 +48,10 @@ class SubmitOptions:
 
 @dataclass(frozen=True)
 class Submitted:
-    """`created` is False when an earlier job with the same idempotency key answers; then there is no report.
+    """`created` is False when an earlier job with the same idempotency key answers.
 
-    `is_same_input` is None where it cannot be told (stdin).
+    Then there is no report, unless that job came while this file was read; `is_same_input` says whether it was
+    submitted with this very file, None where it cannot be told (stdin).
     """
 
     job: Job
@@ -96,10 +99,12 @@ def submit(
         with InputFile(path) as source:
             checker = LineChecker(card, strict=options.strict, errors_file=errors_file)
             job_id, created = _Staging(database, settings, card, options).store(source, checker, key)
+            sha256 = source.sha256
     finally:
         if errors_file is not None:
             errors_file.close()
-    return Submitted(queries.get_job(database, job_id), created, checker.report)
+    job = queries.get_job(database, job_id)
+    return Submitted(job, created, checker.report, None if created else job.input_sha256 == sha256)
 
 
 def _once_key(sha256: str, card: Card) -> str:
@@ -118,6 +123,7 @@ class _Staging:
         self._requests: list[NewRequest] = []
         self._chunks: list[NewChunk] = []
         self._chunk = _OpenChunk(0)
+        self._num_chars = 0
         self._is_refused = False
 
     def store(self, source: InputFile, checker: LineChecker, key: str | None) -> tuple[str, bool]:
@@ -130,8 +136,8 @@ class _Staging:
                 self._card.name,
                 self._card.sha256,
                 self._card.text,
-                name,
-                self._options.name,
+                _storable(name),
+                _storable(self._options.name) if self._options.name else None,
                 self._options.priority,
             ),
         )
@@ -173,10 +179,11 @@ class _Staging:
         settings = self._settings
         if self._chunk.is_full(line.num_tokens, settings.chunk_num_requests, settings.chunk_max_tokens):
             self._close_chunk()
-            if len(self._requests) >= _BATCH_REQUESTS:
+            if len(self._requests) >= _BATCH_REQUESTS or self._num_chars >= _BATCH_CHARS:
                 self._flush()
         self._chunk.add(line)
         self._requests.append(_new_request(line))
+        self._num_chars += len(line.body or "")
 
     def _close_chunk(self) -> None:
         if self._chunk.num_requests:
@@ -192,7 +199,7 @@ class _Staging:
     def _flush(self) -> None:
         if self._requests:
             submits.add(self._database, self._job_id, self._requests, self._chunks)
-            self._requests, self._chunks = [], []
+            self._requests, self._chunks, self._num_chars = [], [], 0
 
     def _discard(self) -> None:
         # should the database be away, the sweeper deletes it; the error that brought us here is the one to show
@@ -219,6 +226,11 @@ class _OpenChunk:
         self.num_requests += 1
         self.num_failed += bool(line.problems)
         self.num_tokens += line.num_tokens
+
+
+def _storable(text: str) -> str:
+    """A name from the command line as text that every database takes: it may hold bytes that are not UTF-8."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def _new_request(line: CheckedLine) -> NewRequest:

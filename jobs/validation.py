@@ -19,11 +19,14 @@ from jobs.generation import (
     check_sampling,
 )
 from jobs.reader import InputFile, RawLine
-from jobs.schema import OWN_FIELDS, Problem, RequestSchema
+from jobs.schema import OWN_FIELDS, Problem, RequestSchema, format_path
 
 # A custom_id is indexed, and an index entry of Postgres holds at most 2,704 bytes.
 MAX_CUSTOM_ID_CHARS = 512
 _NUM_SHOWN = 20
+# Different names of unknown fields that are counted one by one: ten million lines may have as many.
+_MAX_WARNED_FIELDS = 100
+_OTHER_FIELDS = "(others)"
 _BYTES_PER_TOKEN = 4
 
 
@@ -140,12 +143,7 @@ class LineChecker:
         finally:
             custom_ids.close()
             self.report.warnings = [
-                FieldWarning(
-                    name,
-                    count,
-                    first,
-                    self._schema.nearest_field(name, SAMPLING_FIELDS),
-                )
+                FieldWarning(format_path([name]), count, first, self._nearest(name))
                 for name, (count, first) in self._unknown.items()
             ]
 
@@ -158,12 +156,7 @@ class LineChecker:
         try:
             body = orjson.loads(raw.data)
         except orjson.JSONDecodeError as error:
-            where = f"at character {error.pos + 1}" if error.pos else "at its start"
-            return _bad(
-                index,
-                raw.number,
-                Problem("invalid_json", "", f"not JSON {where}: {error.msg}"),
-            )
+            return _bad(index, raw.number, Problem("invalid_json", "", _explain_not_json(raw.data, error)))
         problems = self._problems(body, raw.number)
         custom_id = body.get("custom_id") if isinstance(body, dict) else None
         if not isinstance(custom_id, str) or _custom_id_problem(custom_id):
@@ -202,18 +195,23 @@ class LineChecker:
             if reason:
                 problems.append(Problem("invalid_request", "custom_id", reason))
         if not self._known.issuperset(body):
-            for name in body.keys() - self._known:
-                counter = self._unknown.setdefault(name, [0, number])
-                counter[0] += 1
+            # in the line's own order, which a set would not keep
+            for name in (name for name in body if name not in self._known):
+                self._count_unknown(name, number)
                 if self._strict:
-                    problems.append(
-                        Problem(
-                            "invalid_request",
-                            name,
-                            "the card's schema has no such field",
-                        )
-                    )
+                    nearest = self._nearest(name)
+                    hint = f"; did you mean {nearest}?" if nearest else ""
+                    message = f"the card's schema has no such field{hint}"
+                    problems.append(Problem("invalid_request", format_path([name]), message))
         return problems
+
+    def _count_unknown(self, name: str, number: int) -> None:
+        if name not in self._unknown and len(self._unknown) >= _MAX_WARNED_FIELDS:
+            name = _OTHER_FIELDS
+        self._unknown.setdefault(name, [0, number])[0] += 1
+
+    def _nearest(self, name: str) -> str | None:
+        return self._schema.nearest_field(name, SAMPLING_FIELDS)
 
     def _count(self, line: CheckedLine) -> None:
         report = self.report
@@ -228,6 +226,15 @@ class LineChecker:
                 report.errors.append(error)
             if self._errors_file is not None:
                 self._errors_file.write(json.dumps(vars(error), ensure_ascii=False) + "\n")
+
+
+def _explain_not_json(data: bytes, error: orjson.JSONDecodeError) -> str:
+    try:
+        data.decode()
+    except UnicodeDecodeError as not_utf8:
+        return f"not UTF-8 text at byte {not_utf8.start + 1}"
+    where = f"at character {error.pos + 1}" if error.pos else "at its start"
+    return f"not JSON {where}: {error.msg}"
 
 
 def _bad(index: int, number: int, problem: Problem) -> CheckedLine:

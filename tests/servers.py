@@ -133,3 +133,7 @@ class Cli:
             if process.poll() is None:
                 process.kill()
             process.communicate()
+
+
+# `promptmill` for one home folder; further settings as keywords.
+MakeCli = Callable[..., Cli]

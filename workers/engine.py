@@ -62,7 +62,7 @@ class Engine(Protocol):
         """See `jobs.rendering.Renderer.render`."""
 
     def add(self, request: EngineRequest) -> None:
-        """Queue a request; ValueError when the engine refuses it."""
+        """Queue a request; ValueError when the engine refuses it, with a text that holds no prompt."""
 
     def abort(self, keys: Sequence[int]) -> None:
         """Forget requests; those that are finished or unknown are passed over."""

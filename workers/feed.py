@@ -47,11 +47,11 @@ class Feed:
         self._thread.start()
 
     def wait_ready(self, timeout_s: float | None = None) -> Engine | None:
-        """The engine once it is loaded, None at the timeout; EngineError when it cannot be."""
+        """The engine once it is loaded, None at the timeout; EngineError when it cannot be, or has died since."""
         if not self._ready.wait(timeout_s):
             return None
         if self._error is not None:
-            raise EngineError(f"the engine did not start: {self._error}") from self._error
+            raise EngineError(f"the engine is dead: {self._error}") from self._error
         return self._engine
 
     @property
@@ -126,6 +126,6 @@ class Feed:
     def _add(self, engine: Engine, entry: _Entry) -> None:
         try:
             engine.add(entry.request)
-        except (ValueError, TypeError) as error:
+        except ValueError as error:
             self._entries.pop(entry.request.key, None)
-            entry.deliver(Failure(entry.request.key, f"the engine refuses it ({type(error).__name__})"))
+            entry.deliver(Failure(entry.request.key, f"the engine refuses it: {error}"))

@@ -69,6 +69,19 @@ class VllmEngine:
         return self._renderer.render(generations, limits)
 
     def add(self, request: EngineRequest) -> None:
+        from vllm.exceptions import VLLMClientError, VLLMServerError
+
+        try:
+            self._add(request)
+        except VLLMClientError as error:
+            # names a parameter and its value, never the prompt
+            raise ValueError(str(error)) from error
+        except VLLMServerError:
+            raise
+        except Exception as error:
+            raise ValueError(type(error).__name__) from error
+
+    def _add(self, request: EngineRequest) -> None:
         from vllm.inputs import tokens_input
         from vllm.sampling_params import RequestOutputKind, SamplingParams
 

@@ -23,6 +23,9 @@ from db.errors import CardError, NotFoundError
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
 _HUB_PAGE = re.compile(r"https://huggingface\.co/([\w.-]+/[\w.-]+)/?")
 _SUFFIXES = (".yaml", ".yml", ".md")
+_FRONT_MATTER = re.compile(r"---[ \t]*\r?\n(.*?)^---[ \t]*\r?$", re.DOTALL | re.MULTILINE)
+# nine digits are more tokens than any model takes
+_LIMIT = re.compile(r"0*[1-9][0-9]{0,8}", re.ASCII)
 _MAX_CARD_BYTES = 1024 * 1024
 
 
@@ -112,15 +115,13 @@ class Card:
 
 def parse_card(text: str, where: str) -> Card:
     """Read a card; CardError says which field of `where` is missing or wrong."""
-    page_text = _front_matter(text) if text.lstrip("\ufeff").startswith("---") else text
+    fields = _load_yaml(text, where)
     try:
-        page = _Page.model_validate(yaml.safe_load(page_text))
-    except yaml.YAMLError as error:
-        raise CardError(f"{where} is not YAML: {str(error).splitlines()[0]}") from None
+        page = _Page.model_validate(fields)
     except ValidationError as error:
         first = error.errors()[0]
         raise CardError(
-            f"{where}: {'.'.join(map(str, first['loc'])) or 'the card'}: {first['msg']}"
+            f"{where}: {'.'.join(map(str, first['loc']))}: {_without_class(first['msg'])}"
         ) from None
     if page.task_type != "text-generation":
         raise CardError(f"{where}: task_type is {page.task_type}; promptmill runs text-generation")
@@ -134,26 +135,53 @@ def parse_card(text: str, where: str) -> Card:
         full_name=page.model.name,
         id=page.model.id,
         limits=_limits(properties, where),
-        input_schema=_schema(page.json_schema.input, f"{where}: json_schema.input"),
+        input_schema=_input_schema(page.json_schema.input, f"{where}: json_schema.input"),
         output_schema=_schema(page.json_schema.output, f"{where}: json_schema.output"),
         hub_id=hub_page[1] if hub_page else None,
         local_weights=page.promptmill.weights,
         engine_args=page.promptmill.engine_args,
-        sampling=page.promptmill.sampling,
+        sampling=_sampling(page.promptmill.sampling, f"{where}: promptmill.sampling"),
     )
 
 
-def _front_matter(text: str) -> str:
-    parts = re.split(r"^---\s*$", text.lstrip("\ufeff"), maxsplit=2, flags=re.MULTILINE)
-    return parts[1]
+def _load_yaml(text: str, where: str) -> dict[str, Any]:
+    text = text.removeprefix("\ufeff")
+    front_matter = _FRONT_MATTER.match(text)
+    try:
+        # without a second --- the first one only marks where a YAML document starts
+        fields = yaml.safe_load(front_matter[1] if front_matter else text)
+    except yaml.MarkedYAMLError as error:
+        line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise CardError(f"{where} is not YAML{line}: {error.problem}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise CardError(f"{where} is not YAML: {str(error).splitlines()[0]}") from None
+    if not isinstance(fields, dict):
+        raise CardError(f"{where}: a card is a mapping that has model, model_display_name and json_schema")
+    return fields
+
+
+def _without_class(message: str) -> str:
+    """pydantic names our class, which says nothing to the card's author."""
+    return message.partition(" or instance of ")[0]
+
+
+def _sampling(values: dict[str, Any], where: str) -> dict[str, Any]:
+    from jobs.generation import SAMPLING_FIELDS, check_sampling
+
+    for name in values:
+        if name not in SAMPLING_FIELDS:
+            raise CardError(f"{where}.{name} is none of: {', '.join(sorted(SAMPLING_FIELDS))}")
+    for problem in check_sampling(values):
+        raise CardError(f"{where}.{problem.path}: {problem.message}")
+    return values
 
 
 def _limits(properties: dict[str, str], where: str) -> Limits:
     values = {}
     for name in ("max_input_length", "max_total_tokens", "max_batch_prefill_tokens"):
         text = properties.get(name, "")
-        if not text.isascii() or not text.isdigit() or int(text) == 0:
-            raise CardError(f"{where}: property {name} must be a positive whole number")
+        if not _LIMIT.fullmatch(text):
+            raise CardError(f"{where}: property {name} must be a positive whole number of up to nine digits")
         values[name] = int(text)
     limits = Limits(**values)
     if limits.max_input_length >= limits.max_total_tokens:
@@ -166,11 +194,26 @@ def _schema(text: str, where: str) -> dict[str, Any]:
 
     try:
         schema = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CardError(f"{where} is not JSON: {error}") from None
     if not isinstance(schema, dict):
         raise CardError(f"{where} must be a JSON object")
     check_schema(schema, where)
+    return schema
+
+
+def _input_schema(text: str, where: str) -> dict[str, Any]:
+    from jobs.schema import RequestSchema
+
+    schema = _schema(text, where)
+    try:
+        known_fields = RequestSchema(schema).known_fields
+    except ValueError as error:
+        raise CardError(f"{where}: {getattr(error, 'message', error)}") from None
+    if known_fields.isdisjoint({"prompt", "messages"}):
+        raise CardError(
+            f"{where}: neither prompt nor messages is among its properties, or those of its forms"
+        )
     return schema
 
 
@@ -208,7 +251,7 @@ def add_card(home: Path, path: Path, *, replace: bool = False) -> Card:
     text = _read(path)
     card = parse_card(text, str(path))
     folder = home / "cards"
-    target = folder / f"{card.name}{path.suffix}"
+    target = folder / f"{card.name}{path.suffix if path.suffix in _SUFFIXES else '.yaml'}"
     there = [folder / f"{card.name}{suffix}" for suffix in _SUFFIXES]
     there = [file for file in there if file.exists()]
     if there and not replace and any(_read(file) != text for file in there):
@@ -218,7 +261,7 @@ def add_card(home: Path, path: Path, *, replace: bool = False) -> Card:
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         temporary = folder / f".{target.name}.{os.getpid()}"
-        temporary.write_text(text, "utf-8")
+        temporary.write_bytes(text.encode())
         temporary.chmod(0o600)
         temporary.replace(target)
         for file in there:
@@ -233,7 +276,8 @@ def _read(path: Path) -> str:
     try:
         if path.stat().st_size > _MAX_CARD_BYTES:
             raise CardError(f"{path} is larger than a card may be ({_MAX_CARD_BYTES:,} bytes)")
-        return path.read_text("utf-8")
+        # not read_text, which would change the line ends of a file from Windows
+        return path.read_bytes().decode()
     except OSError as error:
         raise CardError(f"cannot read the card {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:

@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
-PASSWORD = "${POSTGRES_PASSWORD:?"  # the start of it: compose refuses to start without one
+ASKED_FOR = "${POSTGRES_PASSWORD:?"  # how it begins: compose refuses to start without one
 TARGETS = ("run", "test", "check", "bench", "clean", "lock", "help")
 LISTS = ("core", "cpu", "test")
 LOCKED_FOR = {
@@ -121,13 +121,13 @@ def test_the_urls_name_the_services_and_hold_no_password() -> None:
 
 
 def test_the_password_is_asked_for_and_nowhere_written() -> None:
-    assert service("worker")["environment"]["PGPASSWORD"].startswith(PASSWORD)
-    assert service("postgres")["environment"]["POSTGRES_PASSWORD"].startswith(PASSWORD)
+    assert service("worker")["environment"]["PGPASSWORD"].startswith(ASKED_FOR)
+    assert service("postgres")["environment"]["POSTGRES_PASSWORD"].startswith(ASKED_FOR)
     for leaf in scalars(compose()):
         assert not re.search(r"://[^/@\s]*:[^/@\s]*@", leaf), "a password in a URL"
     secret = re.compile(r"(?i)(password|passwd|secret|token|api_key)\w*:[ \t]*(\S+)")
     for name, value in secret.findall(read("docker-compose.yml")):
-        assert value.startswith(PASSWORD), f"{name} has a literal value"
+        assert value.startswith(ASKED_FOR), f"{name} has a literal value"
 
 
 @pytest.mark.parametrize("name", ["postgres", "redis", "migrate", "worker"])

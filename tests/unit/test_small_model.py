@@ -29,7 +29,7 @@ class Steps:
         self.num_fetched = 0
         self.num_converted = 0
         self.member = small_model.MEMBER
-        self.parts = small_model.PARTS
+        self.parts: tuple[str, ...] = small_model.PARTS
         self.fault: BaseException | None = None
         self.before_converting = threading.Event()
         self.before_converting.set()
@@ -101,7 +101,8 @@ def test_two_at_once_leave_one_whole_folder(steps: Steps, dest: Path) -> None:
     assert small_model.is_whole(dest)
 
 
-def test_what_a_killed_process_left_is_cleared(steps: Steps, dest: Path) -> None:
+@pytest.mark.usefixtures("steps")
+def test_what_a_killed_process_left_is_cleared(dest: Path) -> None:
     left = dest.parent / ".small.partial" / "weights"
     left.mkdir(parents=True)
     (left / "config.json").write_text("half")
@@ -110,7 +111,8 @@ def test_what_a_killed_process_left_is_cleared(steps: Steps, dest: Path) -> None
     assert not left.parent.exists()
 
 
-def test_an_empty_folder_is_filled(steps: Steps, dest: Path) -> None:
+@pytest.mark.usefixtures("steps")
+def test_an_empty_folder_is_filled(dest: Path) -> None:
     dest.mkdir(parents=True)
     assert small_model.make(dest)
     assert small_model.is_whole(dest)
@@ -180,14 +182,15 @@ def test_too_little_room_is_said_before_anything_is_fetched(
     steps: Steps, dest: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = SimpleNamespace(free=12_000_000)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(EngineError, match="has 12 MB free.* needs 600 MB"):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(EngineError, match=r"has 12 MB free.* needs 600 MB"):
         small_model.make(dest)
     assert steps.num_fetched == 0
     assert_nothing_is_left(dest)
 
 
-def test_lacking_converters_are_named(steps: Steps, dest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("steps")
+def test_lacking_converters_are_named(dest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(small_model, "CONVERTERS", ("json", "no_such_gguf", "no_such_accelerate"))
     with pytest.raises(EngineError, match="needs no_such_gguf, no_such_accelerate"):
         small_model.make(dest)

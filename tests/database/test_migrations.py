@@ -1,0 +1,181 @@
+"""Migrations lead to the tables of `db.tables`, once, however many run them; and what a database file looks like."""
+
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from database.rows import all_at_once, submit
+from servers import Postgres
+from sqlalchemy import Connection, inspect, text
+
+from db.database import HEAD_REVISION, Database
+from db.errors import DatabaseUnavailableError
+from db.tables import metadata
+from db.upgrade import config, open_database, upgrade
+
+MakeUrl = Callable[[str], str]
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def make_url(request: pytest.FixtureRequest, tmp_path: Path) -> MakeUrl:
+    """Makes databases without any table; each name once."""
+    if request.param == "sqlite":
+        return lambda name: f"sqlite:///{tmp_path / name}.db"
+    server: Postgres = request.getfixturevalue("postgres")
+    # the folder's name tells this test's databases from those of the others
+    prefix = "".join(letter if letter.isalnum() else "_" for letter in tmp_path.name.lower())
+    return lambda name: server.create_database(f"{prefix[:40]}_{name}")
+
+
+@pytest.fixture
+def empty_url(make_url: MakeUrl) -> str:
+    return make_url("empty")
+
+
+def _schema(connection: Connection) -> dict[str, Any]:
+    """Everything the database knows of our tables."""
+    inspector = inspect(connection)
+
+    def by_name(items: Any) -> list[Any]:
+        return sorted(
+            ({**item, "type": str(item.get("type"))} for item in items), key=lambda i: str(i["name"])
+        )
+
+    return {
+        table: [
+            inspector.get_pk_constraint(table),
+            # WITHOUT ROWID; Postgres has no such options
+            inspector.get_table_options(table) if connection.dialect.name == "sqlite" else {},
+            by_name(inspector.get_columns(table)),
+            by_name(inspector.get_check_constraints(table)),
+            by_name(inspector.get_unique_constraints(table)),
+            by_name(inspector.get_foreign_keys(table)),
+            [
+                {**index, "dialect_options": {k: str(v) for k, v in index["dialect_options"].items()}}
+                for index in sorted(inspector.get_indexes(table), key=lambda index: str(index["name"]))
+            ],
+        ]
+        for table in sorted(inspector.get_table_names())
+        if table != "alembic_version"
+    }
+
+
+def test_the_migrated_database_is_what_the_tables_say(database: Database) -> None:
+    def compare(connection: Connection) -> Any:
+        context = MigrationContext.configure(
+            connection, opts={"compare_type": True, "compare_server_default": True}
+        )
+        return compare_metadata(context, metadata)
+
+    assert database.call(compare) == []
+
+
+def test_the_migrated_database_has_the_rules_too(make_url: MakeUrl) -> None:
+    """alembic compares neither CHECKs nor an index's condition; the database lists both."""
+    migrated, created = Database(make_url("migrated")), Database(make_url("created"))
+    try:
+        upgrade(migrated)
+        with created.write() as tx:
+            metadata.create_all(tx)
+        found, expected = migrated.call(_schema), created.call(_schema)
+    finally:
+        migrated.close()
+        created.close()
+    assert found.keys() == expected.keys() == metadata.tables.keys()
+    for table in expected:
+        assert found[table] == expected[table], table
+
+
+def test_the_head_in_the_code_is_the_head_of_the_migrations() -> None:
+    assert ScriptDirectory.from_config(config()).get_current_head() == HEAD_REVISION
+
+
+def test_an_upgrade_brings_an_empty_database_to_the_head(empty_url: str) -> None:
+    database = Database(empty_url)
+    assert database.revision() is None
+    upgrade(database)
+    assert database.revision() == HEAD_REVISION
+    database.close()
+
+
+def test_a_second_upgrade_changes_nothing(database: Database) -> None:
+    submit(database)
+    before = database.call(_schema)
+    upgrade(database)
+    assert database.revision() == HEAD_REVISION
+    assert database.call(_schema) == before
+    with database.read() as tx:
+        assert tx.execute(text("SELECT count(*) FROM requests")).scalar_one() == 4
+
+
+def test_upgrades_at_the_same_time_wait_for_each_other(empty_url: str) -> None:
+    databases = [Database(empty_url) for _ in range(4)]
+    all_at_once([lambda database=database: upgrade(database) for database in databases])  # type: ignore[misc]
+    assert [database.revision() for database in databases] == [HEAD_REVISION] * 4
+    with databases[0].read() as tx:
+        assert tx.execute(text("SELECT count(*) FROM alembic_version")).scalar_one() == 1
+    for database in databases:
+        database.close()
+
+
+def test_a_downgrade_to_the_base_leaves_no_table(database: Database) -> None:
+    def downgrade(connection: Connection) -> list[str]:
+        command.downgrade(config(connection), "base")
+        connection.commit()
+        return inspect(connection).get_table_names()
+
+    submit(database)
+    assert database.call(downgrade) == ["alembic_version"]
+    upgrade(database)
+    assert database.revision() == HEAD_REVISION
+
+
+def test_a_database_of_a_newer_promptmill_is_left_alone(database: Database) -> None:
+    with database.write() as tx:
+        tx.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(DatabaseUnavailableError, match="written by a newer promptmill"):
+        upgrade(database)
+    assert database.revision() == "9999"
+
+
+def test_an_empty_postgres_is_for_the_person_to_upgrade(postgres: Postgres) -> None:
+    url = postgres.create_database("never_migrated")
+    with pytest.raises(DatabaseUnavailableError, match="promptmill db upgrade"):
+        open_database(url)
+    database = Database(url)
+    assert database.revision() is None
+    with pytest.raises(DatabaseUnavailableError, match="promptmill db upgrade"), database.read() as tx:
+        tx.execute(text("SELECT 1 FROM jobs"))
+    database.close()
+
+
+def test_an_empty_sqlite_file_is_upgraded_when_opened(tmp_path: Path) -> None:
+    database = open_database(f"sqlite:///{tmp_path / 'new' / 'jobs.db'}")
+    assert database.revision() == HEAD_REVISION
+    database.close()
+
+
+def test_a_migrated_database_opens_at_once(database_url: str) -> None:
+    database = open_database(database_url)
+    assert database.revision() == HEAD_REVISION
+    database.close()
+
+
+def test_the_files_of_sqlite_are_private(sqlite_database: Database, home: Path) -> None:
+    with sqlite_database.write():
+        modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in home.iterdir()}
+    assert modes.keys() >= {"promptmill.db", "promptmill.db-wal", "promptmill.db-shm"}
+    assert set(modes.values()) == {0o600}
+
+
+def test_sqlite_is_set_up_to_be_durable_and_shared(sqlite_database: Database) -> None:
+    expected = {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "busy_timeout": 30_000}
+    with sqlite_database.read() as tx:
+        found = {name: tx.execute(text(f"PRAGMA {name}")).scalar_one() for name in expected}
+    assert found == expected

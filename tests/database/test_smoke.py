@@ -1,2 +1,0 @@
-def test_open(database):
-    assert database.revision() == "0001"

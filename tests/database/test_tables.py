@@ -1,0 +1,198 @@
+"""The database itself refuses a wrong row: each CHECK, unique key and foreign key once, by raw inserts."""
+
+import uuid
+from typing import Any
+
+import pytest
+from sqlalchemy import CheckConstraint, Table, insert
+from sqlalchemy.exc import IntegrityError
+
+from db.database import Database
+from db.tables import chunks, jobs, metadata, requests, results, workers
+
+
+def _good(table: Table) -> dict[str, Any]:
+    """A row that every rule allows, beside a job `job_x` and a worker `worker_x`."""
+    new_id = uuid.uuid4().hex
+    rows: dict[Table, dict[str, Any]] = {
+        jobs: {
+            "id": new_id,
+            "state": "queued",
+            "card_name": "tiny",
+            "card_sha256": "c" * 64,
+            "card": "name: tiny",
+            "input_name": "input.jsonl",
+            "input_sha256": "i" * 64,
+            "num_requests": 2,
+            "created_at": 1.0,
+        },
+        workers: {
+            "id": new_id,
+            "state": "ready",
+            "card_name": "tiny",
+            "engine": "echo",
+            "host": "host",
+            "pid": 1,
+            "started_at": 1.0,
+            "heartbeat_at": 1.0,
+        },
+        chunks: {
+            "job_id": "job_x",
+            "first_index": 0,
+            "num_requests": 2,
+            "state": "running",
+            "lease_id": new_id,
+            "lease_until": 1.0,
+            "worker_id": "worker_x",
+        },
+        requests: {"job_id": new_id, "index": 0, "custom_id": "id-0", "body": "{}"},
+        results: {
+            "job_id": new_id,
+            "index": 0,
+            "status": "succeeded",
+            "result": "{}",
+            "attempt": 1,
+            "finished_at": 1.0,
+        },
+    }
+    return rows[table]
+
+
+_NO_LEASE: dict[str, Any] = {"lease_id": None, "lease_until": None, "worker_id": None}
+_FAILED = {"status": "failed", "result": None, "error_code": "engine_error", "error_message": "it broke"}
+
+# One rule broken at a time: the table, the name of its CHECK, and what makes the good row wrong.
+_WRONG: list[tuple[Table, str, dict[str, Any]]] = [
+    (jobs, "state", {"state": "paused"}),
+    (jobs, "submit_lease", {"state": "validating"}),
+    (jobs, "submit_lease", {"submit_lease_until": 1.0}),
+    (jobs, "whole", {"input_sha256": None}),
+    (jobs, "finished", {"state": "completed"}),
+    (jobs, "finished", {"state": "cancelled"}),
+    (jobs, "finished", {"state": "cancelling", "finished_at": 1.0}),
+    (jobs, "num_requests", {"num_requests": -1}),
+    (workers, "state", {"state": "asleep"}),
+    (chunks, "state", {**_NO_LEASE, "state": "paused"}),
+    (chunks, "lease", _NO_LEASE),
+    (chunks, "lease", {"lease_until": None}),
+    (chunks, "lease", {"worker_id": None}),
+    (chunks, "lease", {"state": "queued"}),
+    (chunks, "lease", {"state": "done", "num_succeeded": 2}),
+    (chunks, "lease", {**_NO_LEASE, "state": "queued", "lease_until": 1.0}),
+    (chunks, "lease", {**_NO_LEASE, "state": "queued", "worker_id": "worker_x"}),
+    (chunks, "range", {"num_requests": 0}),
+    (chunks, "range", {"first_index": -1}),
+    (chunks, "range", {"attempt": -1}),
+    (chunks, "counts", {"num_succeeded": -1}),
+    (chunks, "counts", {"num_failed": -1}),
+    (chunks, "counts", {"num_succeeded": 2, "num_failed": 1}),
+    (chunks, "done", {**_NO_LEASE, "state": "done", "num_succeeded": 1}),
+    (requests, "index", {"index": -1}),
+    (results, "status", {"status": "cancelled", "result": None}),
+    (results, "result", {"result": None}),
+    (results, "result", {**_FAILED, "result": "{}"}),
+    (results, "error", {"error_code": "engine_error", "error_message": "it broke"}),
+    (results, "error", {**_FAILED, "error_code": None}),
+    (results, "error", {**_FAILED, "error_code": None, "error_message": None}),
+    (results, "error", {**_FAILED, "error_message": None}),
+]
+# Two rows that cannot both be: the table, the columns of the key, and what both have in it.
+_TWICE: list[tuple[Table, tuple[str, ...], dict[str, Any]]] = [
+    (jobs, ("id",), {"id": "job_1"}),
+    (jobs, ("idempotency_key",), {"idempotency_key": "nightly"}),
+    (workers, ("id",), {"id": "worker_1"}),
+    (chunks, ("job_id", "first_index"), {"first_index": 0}),
+    (requests, ("job_id", "index"), {"job_id": "job_1", "custom_id": None}),
+    (requests, ("job_id", "custom_id"), {"job_id": "job_1", "custom_id": "same"}),
+    (results, ("job_id", "index"), {"job_id": "job_1"}),
+]
+
+
+def _insert(database: Database, table: Table, **wrong: Any) -> None:
+    with database.write() as tx:
+        tx.execute(insert(table).values(**{**_good(table), **wrong}))
+
+
+@pytest.fixture
+def seeded(database: Database) -> Database:
+    """Holds the job and the worker that a chunk refers to."""
+    _insert(database, jobs, id="job_x")
+    _insert(database, workers, id="worker_x")
+    return database
+
+
+@pytest.mark.parametrize("table", metadata.sorted_tables, ids=str)
+def test_the_good_row_is_taken(seeded: Database, table: Table) -> None:
+    _insert(seeded, table)
+
+
+def test_other_good_rows_are_taken(seeded: Database) -> None:
+    _insert(seeded, jobs, state="validating", submit_lease_until=1.0, input_sha256=None)
+    _insert(seeded, jobs, state="completed", finished_at=1.0)
+    _insert(seeded, chunks, **_NO_LEASE, state="done", num_succeeded=1, num_failed=1)
+    _insert(seeded, chunks, **_NO_LEASE, first_index=2, state="cancelled", num_succeeded=1)
+    _insert(seeded, requests, custom_id=None, body=None)
+    _insert(seeded, results, **_FAILED)
+
+
+def test_each_wrong_row_is_refused_by_its_rule(seeded: Database) -> None:
+    for table, rule, wrong in _WRONG:
+        with pytest.raises(IntegrityError) as caught:
+            _insert(seeded, table, **wrong)
+        assert f"ck_{table.name}_{rule}" in str(caught.value), wrong
+
+
+def test_each_check_has_its_wrong_row() -> None:
+    checks = {
+        (table.name, str(check.name))
+        for table in metadata.sorted_tables
+        for check in table.constraints
+        if isinstance(check, CheckConstraint)
+    }
+    assert {(table.name, f"ck_{table.name}_{rule}") for table, rule, _ in _WRONG} == checks
+
+
+def _unique_name(table: Table, columns: tuple[str, ...]) -> str:
+    if tuple(column.name for column in table.primary_key) == columns:
+        return f"pk_{table.name}"
+    # a partial index is named after its last column alone
+    suffix = "custom_id" if table is requests else "_".join(columns)
+    return f"uq_{table.name}_{suffix}"
+
+
+@pytest.mark.parametrize(("table", "columns", "same"), _TWICE, ids=lambda value: str(value)[:40])
+def test_no_key_is_taken_twice(
+    seeded: Database, table: Table, columns: tuple[str, ...], same: dict[str, Any]
+) -> None:
+    # where the key is not the index itself, the second row stands at another
+    other = {"index": 1} if columns == ("job_id", "custom_id") else {}
+    _insert(seeded, table, **same)
+    with pytest.raises(IntegrityError) as caught:
+        _insert(seeded, table, **same, **other)
+    in_sqlite = ", ".join(f"{table.name}.{column}" for column in columns)
+    expected = f"UNIQUE constraint failed: {in_sqlite}" if seeded.is_sqlite else _unique_name(table, columns)
+    assert expected in str(caught.value)
+
+
+def test_no_two_chunks_share_a_lease(seeded: Database) -> None:
+    _insert(seeded, chunks, lease_id="lease")
+    with pytest.raises(IntegrityError, match="lease_id"):
+        _insert(seeded, chunks, lease_id="lease", first_index=2)
+
+
+def test_keys_that_are_null_do_not_clash(seeded: Database) -> None:
+    for index in range(2):
+        _insert(seeded, jobs, idempotency_key=None)
+        _insert(seeded, chunks, **_NO_LEASE, state="queued", first_index=2 * index)
+        _insert(seeded, requests, job_id="job_1", index=index, custom_id=None)
+
+
+def test_two_jobs_may_use_the_same_custom_id(seeded: Database) -> None:
+    _insert(seeded, requests, job_id="job_1", custom_id="same")
+    _insert(seeded, requests, job_id="job_2", custom_id="same")
+
+
+@pytest.mark.parametrize("column", ["job_id", "worker_id"])
+def test_a_chunk_belongs_to_a_job_and_a_worker_that_exist(seeded: Database, column: str) -> None:
+    with pytest.raises(IntegrityError, match=r"(?i)foreign key constraint"):
+        _insert(seeded, chunks, **{column: "missing"})

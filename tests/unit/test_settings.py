@@ -1,0 +1,283 @@
+"""Settings: where they come from and in which order, which are refused, and that no refusal shows a value."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from db.errors import SettingsError
+from jobs.settings import PREFIX, Settings, default_home, load_settings
+
+SECRET = "hunter2-of-production"  # noqa: S105  it stands for one
+
+
+def write_toml(home: Path, text: str | bytes) -> None:
+    home.mkdir(parents=True, exist_ok=True)
+    (home / "promptmill.toml").write_bytes(text.encode() if isinstance(text, str) else text)
+
+
+def refusal(**environment: str) -> str:
+    """The text that the settings are refused with, which must not show a secret."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        with pytest.raises(SettingsError) as caught:
+            load_settings()
+    assert SECRET not in str(caught.value)
+    assert caught.value.__cause__ is None, "a traceback would show the value"
+    return str(caught.value)
+
+
+# where a setting comes from
+
+
+def test_the_defaults_hold_and_agree_with_each_other() -> None:
+    settings = load_settings()
+    assert settings.model == "hermes-2-pro-mistral-7b"
+    assert settings.engine == "vllm"
+    assert settings.lease_s == 30
+    assert settings.has_private_broker
+
+
+def test_the_environment_sets_a_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PROMPTMILL_LEASE_S", "60")
+    assert load_settings().lease_s == 60
+
+
+def test_the_file_in_the_home_folder_sets_a_setting(home: Path) -> None:
+    write_toml(home, 'model = "smollm2-135m-instruct"\nlease_s = 45\n')
+    assert (load_settings().model, load_settings().lease_s) == ("smollm2-135m-instruct", 45)
+
+
+def test_the_environment_goes_before_the_file_and_both_before_the_default(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_toml(home, "lease_s = 45\nflush_s = 3\n")
+    monkeypatch.setenv("PROMPTMILL_LEASE_S", "60")
+    settings = load_settings()
+    assert (settings.lease_s, settings.flush_s, settings.heartbeat_s) == (60, 3, 2)
+
+
+def test_what_the_caller_says_goes_before_all(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_toml(home, "lease_s = 45\n")
+    monkeypatch.setenv("PROMPTMILL_LEASE_S", "60")
+    assert load_settings(lease_s=90).lease_s == 90
+
+
+def test_an_empty_variable_is_as_good_as_none(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_toml(home, 'model = "smollm2-135m-instruct"\n')
+    for name in ("MODEL", "ENGINE_NUM_SEQS", "BROKER_URL", "LEASE_S"):
+        monkeypatch.setenv(PREFIX + name, "")
+    settings = load_settings()
+    assert settings.model == "smollm2-135m-instruct"
+    assert settings.engine_num_seqs is None
+    assert settings.lease_s == 30
+
+
+def test_settings_do_not_change_once_they_are_loaded() -> None:
+    settings = load_settings()
+    with pytest.raises(ValueError, match="frozen"):
+        settings.lease_s = 1  # type: ignore[misc]
+
+
+# the home folder
+
+
+def test_the_home_is_the_one_of_the_working_folder_where_there_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PROMPTMILL_HOME")
+    (tmp_path / ".promptmill").mkdir()
+    assert load_settings().home == default_home() == tmp_path / ".promptmill"
+
+
+def test_else_the_home_is_the_user_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PROMPTMILL_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "ada"))
+    (tmp_path / ".promptmill").write_text("a file, and no home")
+    assert load_settings().home == tmp_path / "ada" / ".promptmill"
+
+
+def test_an_empty_home_is_the_default_one_and_never_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PROMPTMILL_HOME", "")
+    monkeypatch.setenv("HOME", str(tmp_path / "ada"))
+    assert load_settings().home == tmp_path / "ada" / ".promptmill"
+
+
+def test_a_home_may_begin_with_a_tilde_or_be_relative(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "ada"))
+    monkeypatch.setenv("PROMPTMILL_HOME", "~/mill")
+    write_toml(tmp_path / "ada" / "mill", "flush_s = 4\n")
+    assert load_settings().home == tmp_path / "ada" / "mill"
+    assert load_settings().flush_s == 4
+    monkeypatch.setenv("PROMPTMILL_HOME", "mill")
+    assert load_settings().home == tmp_path / "mill"
+
+
+def test_a_home_of_nobody_is_refused() -> None:
+    assert "PROMPTMILL_HOME" in refusal(PROMPTMILL_HOME="~no-such-user-here/mill")
+
+
+def test_the_database_is_a_file_in_the_home_folder_unless_a_url_names_another(home: Path) -> None:
+    assert load_settings().resolved_database_url == f"sqlite:///{home}/promptmill.db"
+    url = "postgresql://ada@db/mill"
+    assert load_settings(database_url=url).resolved_database_url == url
+
+
+# the private Redis
+
+
+def test_the_private_redis_listens_in_the_home_folder(home: Path) -> None:
+    settings = load_settings()
+    assert settings.private_broker_socket == home / "redis.sock"
+    assert settings.resolved_broker_url == f"redis+socket://{home}/redis.sock"
+
+
+def test_a_broker_url_takes_the_place_of_the_private_redis() -> None:
+    settings = load_settings(broker_url="redis://queue:6379/0")
+    assert not settings.has_private_broker
+    assert settings.resolved_broker_url == "redis://queue:6379/0"
+
+
+@pytest.mark.parametrize("letter", ["h", "ä"])
+def test_a_home_too_long_for_a_socket_gets_one_elsewhere(tmp_path: Path, letter: str) -> None:
+    long = load_settings(home=tmp_path / (letter * 90))
+    again = load_settings(home=tmp_path / (letter * 90))
+    other = load_settings(home=tmp_path / (letter * 91))
+    assert len(os.fsencode(long.private_broker_socket)) <= 107
+    assert long.private_broker_socket == again.private_broker_socket, "every process finds the same one"
+    assert long.private_broker_socket != other.private_broker_socket
+    assert str(os.getuid()) in str(long.private_broker_socket)
+
+
+def test_the_longest_path_that_a_socket_may_have_is_used(tmp_path: Path) -> None:
+    room = 107 - len(os.fsencode(tmp_path)) - len("//redis.sock")
+    fits, does_not = (load_settings(home=tmp_path / ("h" * length)) for length in (room, room + 1))
+    assert fits.private_broker_socket == fits.home / "redis.sock"
+    assert does_not.private_broker_socket.parent != does_not.home
+
+
+# what is refused
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [("PROMPTMILL_LEASES", "PROMPTMILL_LEASE_S"), ("PROMPTMILL_DATABSE_URL", "PROMPTMILL_DATABASE_URL")],
+)
+def test_an_unknown_variable_is_refused_with_the_nearest_name(name: str, nearest: str) -> None:
+    text = refusal(**{name: SECRET})
+    assert name in text
+    assert f"did you mean {nearest}?" in text
+
+
+def test_every_unknown_variable_is_named_at_once() -> None:
+    text = refusal(PROMPTMILL_LEASES=SECRET, PROMPTMILL_XYZZY=SECRET)
+    assert "PROMPTMILL_LEASES" in text
+    assert "PROMPTMILL_XYZZY is not a setting\n" in f"{text}\n", "nothing is near it"
+
+
+def test_an_unknown_key_of_the_file_is_refused_with_the_nearest_name(home: Path) -> None:
+    write_toml(home, f'data_base_url = "{SECRET}"\n')
+    assert "promptmill.toml: data_base_url is not a setting; did you mean database_url?" in refusal()
+
+
+def test_a_section_of_the_file_is_refused(home: Path) -> None:
+    write_toml(home, f'[database]\nurl = "{SECRET}"\n')
+    assert "database" in refusal()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f'database_url = "{SECRET}',
+        f"{SECRET}",
+        f'model = "{SECRET}"\nmodel = "{SECRET}"\n',
+        b'model = "\xff' + SECRET.encode() + b'"\n',
+        b"\x00" + SECRET.encode(),
+    ],
+)
+def test_a_file_that_is_no_toml_is_refused(home: Path, text: str | bytes) -> None:
+    write_toml(home, text)
+    assert "promptmill.toml is not" in refusal()
+
+
+def test_a_file_that_cannot_be_read_is_refused(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_toml(home, "lease_s = 45\n")
+
+    def refuse(path: Path, *_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    assert refusal() == "cannot read promptmill.toml: Permission denied"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("LEASE_S", SECRET),
+        ("LEASE_S", "0"),
+        ("LEASE_S", "-1"),
+        ("LEASE_S", "nan"),
+        ("LEASE_S", "inf"),
+        ("STOP_GRACE_S", "inf"),
+        ("ECHO_LATENCY_S", "-0.1"),
+        ("CHUNK_NUM_REQUESTS", "0"),
+        ("CHUNK_NUM_REQUESTS", "10001"),
+        ("CHUNK_NUM_REQUESTS", "1.5"),
+        ("CHUNK_NUM_REQUESTS", "9" * 5000),
+        ("ENGINE", SECRET),
+        ("ENGINE_NUM_SEQS", "0"),
+        ("WORKER_NUM_CHUNKS", "257"),
+        ("MAX_LINE_BYTES", "1023"),
+        ("BROKER_URL", f"amqp://ada:{SECRET}@queue"),
+        ("BROKER_URL", SECRET),
+    ],
+)
+def test_a_malformed_value_is_refused_by_name_and_not_shown(name: str, value: str) -> None:
+    text = refusal(**{PREFIX + name: value})
+    assert f"setting {name.lower()} ({PREFIX}{name})" in text
+
+
+def test_a_malformed_value_of_the_file_is_not_shown_either(home: Path) -> None:
+    write_toml(home, f'database_url = ["postgresql://ada:{SECRET}@db/mill"]\n')
+    assert "setting database_url" in refusal()
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"LEASE_S": "5", "HEARTBEAT_S": "2"}, "three times heartbeat_s"),
+        ({"LEASE_S": "30", "HEARTBEAT_S": "10.1"}, "three times heartbeat_s"),
+        ({"LEASE_S": "30", "FLUSH_S": "15.1"}, "half of lease_s"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(values: dict[str, str], words: str) -> None:
+    assert words in refusal(**{PREFIX + name: value for name, value in values.items()})
+
+
+@pytest.mark.parametrize("values", [{"lease_s": 6, "heartbeat_s": 2}, {"lease_s": 30, "flush_s": 15}])
+def test_settings_at_the_edge_agree(values: dict[str, float]) -> None:
+    load_settings(**values)
+
+
+# what the settings are for others
+
+
+def test_every_time_and_size_has_its_unit_in_its_name() -> None:
+    floats = [name for name, field in Settings.model_fields.items() if field.annotation is float]
+    assert floats
+    assert all(name.endswith("_s") for name in floats)
+
+
+def test_every_setting_says_what_it_is() -> None:
+    assert all(field.description for field in Settings.model_fields.values())
+
+
+def test_loading_settings_makes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PROMPTMILL_HOME", str(tmp_path / "not-there"))
+    load_settings()
+    assert not (tmp_path / "not-there").exists()
