@@ -548,7 +548,7 @@ def models_add(file: str, replace: bool) -> None:
 def worker(model: str | None) -> None:
     """Run jobs of one card until SIGTERM or Ctrl-C: then give back what is unfinished and exit.
 
-    Exits with 70 when the engine died and with 75 when the database was away at the start: start it again.
+    Exits with 70 when the engine died, and with 6 when the database was away at its start: start it again.
     """
     from workers.local_run import new_worker_id
     from workers.supervisor import Supervisor, WorkerOptions

@@ -15,6 +15,7 @@ from sqlalchemy.exc import (
     OperationalError,
     ProgrammingError,
 )
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from db.errors import DatabaseUnavailableError, SettingsError
 
@@ -151,6 +152,8 @@ class Database:
             yield
         except OperationalError as error:
             raise DatabaseUnavailableError(self._explain(error)) from error
+        except PoolTimeoutError as error:
+            raise DatabaseUnavailableError(f"every connection to {self.label} is busy") from error
         except ProgrammingError as error:
             if self.revision() != HEAD_REVISION:
                 raise DatabaseUnavailableError(self._needs_upgrade()) from error

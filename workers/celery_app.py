@@ -1,6 +1,9 @@
 """The Celery app: each option with its reason."""
 
+import warnings
+
 from celery import Celery
+from celery.exceptions import SecurityWarning
 from celery.signals import worker_shutting_down
 
 from jobs.settings import Settings
@@ -70,6 +73,8 @@ def run_worker(app: Celery, runner: Runner, card_name: str, worker_id: str, num_
         runner.drain()
 
     worker_shutting_down.connect(drain)
+    # it warns of pickle under root; there is no pickle here, and a container often has no other user
+    warnings.filterwarnings("ignore", category=SecurityWarning)
     worker = app.Worker(
         hostname=f"{worker_id}@%h",
         # Threads: a child of prefork may not start vLLM's processes, and CUDA dies in a fork.

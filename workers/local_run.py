@@ -8,7 +8,7 @@ from pathlib import Path
 
 from db import queries
 from db.database import Database
-from db.errors import EngineError
+from db.errors import DatabaseUnavailableError, EngineError
 from db.queries import Job
 from db.states import WorkerState
 from jobs.cards import Card
@@ -46,9 +46,10 @@ def run_job(
     settings: Settings,
     card: Card,
     job_id: str,
-    on_progress: Callable[[Job, bool], None],
+    on_progress: Callable[[Job | None, bool], None],
 ) -> Job:
-    """Run a job to its end, and return it. `on_progress` gets the job, and whether the engine is loaded.
+    """Run a job to its end, and return it. `on_progress` gets the job (None while the
+    database is away), and whether the engine is loaded.
 
     The worker takes this job's chunks only, and ends with it. KeyboardInterrupt stops the worker, which gives
     back what it had in flight, and is raised again. EngineError when the worker ends first.
@@ -63,10 +64,14 @@ def run_job(
         supervisor.start()
         while not job.state.is_final:
             code = supervisor.poll()
-            job = queries.get_job(database, job_id)
+            try:
+                job = queries.get_job(database, job_id)
+                on_progress(job, _is_ready(database, worker_id))
+            except DatabaseUnavailableError:
+                # the worker waits for it too
+                on_progress(None, True)
             if code is not None and not job.state.is_final:
                 raise EngineError(_explain(code, log_path))
-            on_progress(job, _is_ready(database, worker_id))
             time.sleep(_POLL_S)
     finally:
         supervisor.stop()

@@ -24,9 +24,10 @@ from workers.housekeeping import Heartbeat, Sweeper
 from workers.runner import Runner
 from workers.tickets import TicketOffice
 
-# As BSD's sysexits.h has them: a supervisor starts the worker again after either.
+# EX_SOFTWARE of BSD's sysexits.h: the worker is to be started again
 EXIT_ENGINE_DIED = 70
-EXIT_TEMPORARY = 75
+# the command line's own code for a service that is away
+EXIT_UNAVAILABLE = 6
 
 _log = logging.getLogger("promptmill")
 _MIN_CHUNKS = 4
@@ -52,7 +53,7 @@ def main() -> int:
         return EXIT_ENGINE_DIED
     except UnavailableError as error:
         _log.critical("%s", error)
-        return EXIT_TEMPORARY
+        return EXIT_UNAVAILABLE
     except PromptmillError as error:
         _log.critical("%s", error)
         return 1

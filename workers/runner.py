@@ -4,6 +4,7 @@ import logging
 import queue
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -162,6 +163,10 @@ class Runner:
             _log.warning("chunk %d: the database is away, its lease will expire", lease.chunk_id)
         except EngineError:
             self._give_back_after_engine_death(run)
+        except Exception as error:
+            # A bug. Its text may quote a request; where it happened does not. The lease expires, and counts.
+            trace = "".join(traceback.format_tb(error.__traceback__))
+            _log.error("chunk %d: %s\n%s", lease.chunk_id, type(error).__name__, trace)
         finally:
             with self._lock:
                 del self._runs[lease.lease_id]

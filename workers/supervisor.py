@@ -21,6 +21,7 @@ from jobs.settings import Settings
 from workers.private_redis import PrivateRedis
 
 _POLL_S = 0.1
+_REDIS_INTERVAL_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Supervisor:
         self._redis = PrivateRedis(settings) if settings.has_private_broker else None
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: int | None = None
+        self._look_at = 0.0
 
     def start(self) -> None:
         """Start the worker; BrokerUnavailableError when there is no Redis to be had."""
@@ -73,8 +75,9 @@ class Supervisor:
     def poll(self) -> int | None:
         """The worker's exit code, None while it runs; keeps the private Redis alive meanwhile."""
         code = self._worker().poll()
-        if code is None and self._redis is not None:
+        if code is None and self._redis is not None and time.monotonic() >= self._look_at:
             self._redis.ensure()
+            self._look_at = time.monotonic() + _REDIS_INTERVAL_S
         return code
 
     def wait(self) -> int:

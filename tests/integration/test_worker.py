@@ -38,15 +38,14 @@ def _sqlite(home: Path) -> Database:
 
 
 def _child_of(process: "subprocess.Popen[str]") -> int:
-    """The worker process under a supervisor."""
+    """The worker process under a supervisor: its child that is not Redis (Celery renames the process)."""
     for entry in Path("/proc").iterdir():
         try:
-            is_worker = b"workers.main" in (entry / "cmdline").read_bytes()
-            status = (entry / "status").read_text() if is_worker else ""
+            is_child = f"PPid:\t{process.pid}\n" in (entry / "status").read_text()
+            if is_child and b"redis" not in (entry / "cmdline").read_bytes():
+                return int(entry.name)
         except OSError:  # no process, or one that has just ended
             continue
-        if f"PPid:\t{process.pid}\n" in status:
-            return int(entry.name)
     raise AssertionError("no worker process")
 
 
@@ -205,3 +204,18 @@ def test_two_submits_at_once_make_one_job(make_cli: MakeCli, home: Path, tmp_pat
     assert len({answer["id"] for answer in printed}) == 1
     assert sorted(answer["created"] for answer in printed) == [False, False, True]
     assert len(json.loads(cli.run("list", "--json").stdout)) == 1
+
+
+def test_a_worker_outlives_the_redis_that_somebody_else_started(
+    make_cli: MakeCli, home: Path, tmp_path: Path
+) -> None:
+    slow = make_cli(echo_latency_s=1)
+    running = slow.start("run", str(write_requests(tmp_path / "first.jsonl", 30)), "-o", str(tmp_path / "o"))
+    wait_until(lambda: (home / "redis.sock").exists(), "the run has started its Redis")
+    cli = make_cli()
+    cli.start("worker")
+    running.communicate(timeout=60)
+    assert running.returncode == 0
+    job_id = _submit(cli, write_requests(tmp_path / "second.jsonl", 20))
+    assert cli.run("wait", job_id, "--timeout", "60").returncode == 0
+    assert_job_is_sound(_sqlite(home), job_id)

@@ -181,7 +181,7 @@ def mutated(draw: st.DrawFn) -> Any:
                 inside[index] = draw(values)
                 continue
             target = inside[index] = dict(inside[index])
-        if target and draw(st.booleans()):
+        if draw(st.booleans()) and target:
             del target[draw(st.sampled_from(sorted(target)))]
         else:
             name = draw(known_names | st.sampled_from(["role", "content"]))
