@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 from packaging.markers import default_environment
 from packaging.requirements import Requirement
@@ -26,7 +27,7 @@ def _name(text: str) -> str:
     return re.sub(r"[-_.]+", "-", text).lower()
 
 
-def _resolve(requirements: list[str]) -> dict[str, dict]:
+def _resolve(requirements: list[str]) -> dict[str, dict[str, Any]]:
     command = [
         sys.executable,
         "-m",
@@ -46,14 +47,15 @@ def _resolve(requirements: list[str]) -> dict[str, dict]:
     return {_name(package["name"]): package for package in packages}
 
 
-def _closure(wanted: list[str], packages: dict[str, dict]) -> set[str]:
+def _closure(wanted: list[str], packages: dict[str, dict[str, Any]]) -> set[str]:
+    environment: dict[str, Any] = dict(default_environment())
     found: set[str] = set()
-    queue = [(Requirement(text), frozenset()) for text in wanted]
-    seen = set()
+    queue: list[tuple[Requirement, frozenset[str]]] = [(Requirement(text), frozenset()) for text in wanted]
+    seen: set[tuple[str, frozenset[str]]] = set()
     while queue:
         requirement, extras = queue.pop()
         applies = [
-            not requirement.marker or requirement.marker.evaluate({**default_environment(), "extra": extra})
+            not requirement.marker or requirement.marker.evaluate({**environment, "extra": extra})
             for extra in (extras or {""})
         ]
         name = _name(requirement.name)
