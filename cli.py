@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import sys
 import traceback
@@ -271,9 +272,11 @@ def run(
             )
         export(database, job.id, output)
     except KeyboardInterrupt:
-        again = f"promptmill run {file} -o {output}"
+        # with every option: without --model it would be another job
+        again = shlex.join(["promptmill", *sys.argv[1:]])
         if file == "-":
-            again = f"promptmill worker --model {card.name}, then promptmill results {job.id} -o {output}"
+            rest = shlex.join(["promptmill", "results", job.id, "-o", output])
+            again = f"promptmill worker --model {card.name}, then {rest}"
         _say(
             f"stopped; what is finished is kept. To go on: {again}\nTo give it up: promptmill cancel {job.id}"
         )

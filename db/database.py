@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
-from sqlalchemy.engine import URL
+from sqlalchemy.engine import URL, ExceptionContext
 from sqlalchemy.exc import ArgumentError as UrlError
 from sqlalchemy.exc import (
+    DatabaseError,
     DBAPIError,
     NoSuchModuleError,
     OperationalError,
@@ -50,6 +51,13 @@ def _sqlite_begin(connection: Connection) -> None:
     # would fail at once with SQLITE_BUSY, whatever the busy timeout.
     write = connection.get_execution_options().get("promptmill_write")
     connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+
+def _hide_values(context: ExceptionContext) -> None:
+    # To a broken rule Postgres adds a second line with the whole row, and rows hold prompts.
+    for error in (context.original_exception, context.sqlalchemy_exception):
+        if error is not None and error.args:
+            error.args = (str(error.args[0]).partition("\n")[0], *error.args[1:])
 
 
 def _create_sqlite_file(path: Path) -> None:
@@ -111,6 +119,7 @@ class Database:
             )
         except NoSuchModuleError as error:  # pragma: no cover  the driver is a dependency
             raise SettingsError(f"the database's driver is not installed: {error}") from error
+        event.listen(self._engine, "handle_error", _hide_values)
         if self.is_sqlite:
             event.listen(self._engine, "connect", _sqlite_connect)
             event.listen(self._engine, "begin", _sqlite_begin)
@@ -118,7 +127,9 @@ class Database:
     @property
     def label(self) -> str:
         """The URL without its password, for messages."""
-        return self.url.render_as_string(hide_password=True)
+        # libpq takes a password among the options too
+        url = self.url.difference_update_query(["password", "sslpassword"])
+        return url.render_as_string(hide_password=True)
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -150,20 +161,21 @@ class Database:
     def _translated(self) -> Iterator[None]:
         try:
             yield
-        except OperationalError as error:
+        except (OperationalError, PoolTimeoutError) as error:
             raise DatabaseUnavailableError(self._explain(error)) from error
-        except PoolTimeoutError as error:
-            raise DatabaseUnavailableError(f"every connection to {self.label} is busy") from error
         except ProgrammingError as error:
             if self.revision() != HEAD_REVISION:
                 raise DatabaseUnavailableError(self._needs_upgrade()) from error
             raise
         except DBAPIError as error:
-            if error.connection_invalidated:
+            # SQLite has no class of its own for a file that is damaged, or no database
+            if error.connection_invalidated or type(error) is DatabaseError:
                 raise DatabaseUnavailableError(self._explain(error)) from error
             raise
 
-    def _explain(self, error: DBAPIError) -> str:
+    def _explain(self, error: DBAPIError | PoolTimeoutError) -> str:
+        if isinstance(error, PoolTimeoutError):
+            return f"every connection to {self.label} is busy"
         # The driver's text only: SQLAlchemy's own adds the statement and its values, which are prompts.
         reason = str(error.orig).strip().splitlines()[0] if error.orig else "the connection was lost"
         if "no such table" in reason:
@@ -180,8 +192,8 @@ class Database:
         try:
             with self._engine.connect() as connection:
                 return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
-        except (ProgrammingError, OperationalError) as error:
-            reason = str(error.orig)
+        except (DatabaseError, PoolTimeoutError) as error:
+            reason = str(getattr(error, "orig", ""))
             if "no such table" in reason or ("does not exist" in reason and "alembic_version" in reason):
                 return None
             raise DatabaseUnavailableError(self._explain(error)) from error

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -13,16 +14,15 @@ from rich.progress import (
     SpinnerColumn,
     TextColumn,
 )
-from rich.table import Table
 
 from db.queries import Job
-from db.states import JobState
 from jobs.progress import format_time
 
 _PLAIN_INTERVAL_S = 10.0
-_UNBOUNDED_WIDTH = 100_000
-_ID_WIDTH = len("job_0123456789")
-_STATE_WIDTH = max(len(state) for state in JobState)
+_TITLES = ("JOB", "NAME", "MODEL", "STATE", "DONE", "FAILED", "TOTAL", "CREATED")
+_NUMBERS = ("DONE", "FAILED", "TOTAL")
+_GAP = "  "
+_MIN_NAME_WIDTH = 8
 
 
 class LiveView:
@@ -158,29 +158,44 @@ def summarize(job: Job, output: str | None = None) -> str:
 
 
 def print_jobs(jobs: Sequence[Job]) -> None:
-    """A table on stdout, the jobs in the order given."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    # on a narrow terminal names may be cut off, but never what the next command needs
-    for title, min_width in (("JOB", _ID_WIDTH), ("NAME", 4), ("MODEL", 5), ("STATE", _STATE_WIDTH)):
-        table.add_column(title, overflow="ellipsis", no_wrap=True, min_width=min_width)
-    for title in ("DONE", "FAILED", "TOTAL"):
-        table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("CREATED", no_wrap=True)
-    for job in jobs:
-        counts = job.counts
-        table.add_row(
-            job.id,
-            job.name or "",
-            job.card_name,
-            job.state.value,
-            f"{counts.succeeded:,}",
-            f"{counts.failed:,}",
-            f"{counts.total:,}",
-            (format_time(job.created_at) or "")[:16].replace("T", " "),
+    """A table on stdout, the jobs in the order given. Only names are cut off, and only for a narrow terminal."""
+    console = Console()
+    rows = [_TITLES, *(_cells(job) for job in jobs)]
+    widths = [max(cell_len(row[column]) for row in rows) for column in range(len(_TITLES))]
+    if console.is_terminal:
+        excess = sum(widths) + len(_GAP) * (len(widths) - 1) - console.width
+        for column in (_TITLES.index("NAME"), _TITLES.index("MODEL")):
+            cut = max(0, min(excess, widths[column] - _MIN_NAME_WIDTH))
+            widths[column] -= cut
+            excess -= cut
+    for number, row in enumerate(rows):
+        cells = (_fit(title, cell, width) for title, cell, width in zip(_TITLES, row, widths, strict=True))
+        # a name is shown as it is: no markup, no :emoji:
+        console.print(
+            _GAP.join(cells).rstrip(),
+            style="bold" if number == 0 else None,
+            markup=False,
+            emoji=False,
+            highlight=False,
+            soft_wrap=True,
         )
-    # a name is shown as it is: no markup, no :emoji:
-    console = Console(markup=False, emoji=False, highlight=False)
-    if not console.is_terminal:
-        # a file or a pipe has no width that a column would have to be cut off for
-        console.width = _UNBOUNDED_WIDTH
-    console.print(table)
+
+
+def _cells(job: Job) -> tuple[str, ...]:
+    return (
+        job.id,
+        "".join(letter if letter.isprintable() else "\ufffd" for letter in job.name or ""),
+        job.card_name,
+        job.state.value,
+        f"{job.counts.succeeded:,}",
+        f"{job.counts.failed:,}",
+        f"{job.counts.total:,}",
+        (format_time(job.created_at) or "")[:16].replace("T", " "),
+    )
+
+
+def _fit(title: str, text: str, width: int) -> str:
+    if cell_len(text) > width:
+        return set_cell_size(text, width - 1) + "…"
+    padding = " " * (width - cell_len(text))
+    return padding + text if title in _NUMBERS else text + padding

@@ -93,6 +93,8 @@ class Feed:
             engine = self._engine = self._create()
             self._ready.set()
             while self._admit(engine):
+                if engine.num_unfinished == 0:
+                    continue  # all aborted or refused: vLLM's step would wait for an output that never comes
                 for outcome in engine.step():
                     entry = self._entries.pop(outcome.key, None)
                     if entry is not None:

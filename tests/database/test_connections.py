@@ -55,10 +55,14 @@ def _kill_other_connections(database: Database) -> None:
 def test_a_connection_that_dies_within_a_transaction_is_told_and_nothing_is_stored(
     postgres_database: Database, rival: Database
 ) -> None:
-    with pytest.raises(DatabaseUnavailableError) as caught, postgres_database.write() as tx:
-        _insert_request(tx, 0)
-        _kill_other_connections(rival)
-        _insert_request(tx, 1)
+    def insert_two() -> None:
+        with postgres_database.write() as tx:
+            _insert_request(tx, 0)
+            _kill_other_connections(rival)
+            _insert_request(tx, 1)
+
+    with pytest.raises(DatabaseUnavailableError) as caught:
+        insert_two()
     assert postgres_database.label in str(caught.value)
     _assert_tells_nothing(caught.value)
     with postgres_database.read() as tx:
@@ -68,9 +72,13 @@ def test_a_connection_that_dies_within_a_transaction_is_told_and_nothing_is_stor
 def test_a_connection_that_dies_before_its_commit_is_told(
     postgres_database: Database, rival: Database
 ) -> None:
-    with pytest.raises(DatabaseUnavailableError) as caught, postgres_database.write() as tx:
-        _insert_request(tx, 0)
-        _kill_other_connections(rival)
+    def insert_one() -> None:
+        with postgres_database.write() as tx:
+            _insert_request(tx, 0)
+            _kill_other_connections(rival)
+
+    with pytest.raises(DatabaseUnavailableError) as caught:
+        insert_one()
     _assert_tells_nothing(caught.value)
 
 
@@ -153,13 +161,14 @@ def test_a_file_that_somebody_else_keeps_locked_is_told(
 
 
 def test_a_disk_that_is_full_is_told_and_nothing_is_stored(sqlite_database: Database) -> None:
-    with (
-        pytest.raises(DatabaseUnavailableError, match="no space is left") as caught,
-        sqlite_database.write() as tx,
-    ):
-        num_pages = tx.execute(text("PRAGMA page_count")).scalar_one()
-        tx.execute(text(f"PRAGMA max_page_count = {num_pages}"))
-        tx.execute(insert(requests).values(job_id="job_a", index=0, body=PROMPT * 10_000))
+    def insert_too_much() -> None:
+        with sqlite_database.write() as tx:
+            num_pages = tx.execute(text("PRAGMA page_count")).scalar_one()
+            tx.execute(text(f"PRAGMA max_page_count = {num_pages}"))
+            tx.execute(insert(requests).values(job_id="job_a", index=0, body=PROMPT * 10_000))
+
+    with pytest.raises(DatabaseUnavailableError, match="no space is left") as caught:
+        insert_too_much()
     _assert_tells_nothing(caught.value)
     with sqlite_database.read() as tx:
         assert tx.execute(text("SELECT count(*) FROM requests")).scalar_one() == 0
@@ -205,9 +214,13 @@ def test_a_text_that_no_database_stores_is_refused_without_it(postgres_database:
 
 
 def test_a_block_that_raises_stores_nothing(database: Database) -> None:
-    with pytest.raises(ZeroDivisionError), database.write() as tx:
-        _insert_request(tx, 0)
-        _ = 1 / 0
+    def insert_and_fail() -> None:
+        with database.write() as tx:
+            _insert_request(tx, 0)
+            raise LookupError
+
+    with pytest.raises(LookupError):
+        insert_and_fail()
     with database.read() as tx:
         assert tx.execute(text("SELECT count(*) FROM requests")).scalar_one() == 0
 

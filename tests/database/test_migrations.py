@@ -1,7 +1,8 @@
 """Migrations lead to the tables of `db.tables`, once, however many run them; and what a database file looks like."""
 
+import re
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +29,22 @@ def make_url(request: pytest.FixtureRequest, tmp_path: Path) -> MakeUrl:
     if request.param == "sqlite":
         return lambda name: f"sqlite:///{tmp_path / name}.db"
     server: Postgres = request.getfixturevalue("postgres")
-    # the folder's name tells this test's databases from those of the others
-    prefix = "".join(letter if letter.isalnum() else "_" for letter in tmp_path.name.lower())
-    return lambda name: server.create_database(f"{prefix[:40]}_{name}")
+    prefix = re.sub(r"\W", "_", tmp_path.name.lower())[-40:]
+    return lambda name: server.create_database(f"{name}_{prefix}")
 
 
 @pytest.fixture
 def empty_url(make_url: MakeUrl) -> str:
     return make_url("empty")
+
+
+@pytest.fixture
+def migrated(make_url: MakeUrl) -> Iterator[Database]:
+    """A database whose tables the test may change."""
+    opened = Database(make_url("migrated"))
+    upgrade(opened)
+    yield opened
+    opened.close()
 
 
 def _schema(connection: Connection) -> dict[str, Any]:
@@ -76,16 +85,14 @@ def test_the_migrated_database_is_what_the_tables_say(database: Database) -> Non
     assert database.call(compare) == []
 
 
-def test_the_migrated_database_has_the_rules_too(make_url: MakeUrl) -> None:
+def test_the_migrated_database_has_the_rules_too(migrated: Database, make_url: MakeUrl) -> None:
     """alembic compares neither CHECKs nor an index's condition; the database lists both."""
-    migrated, created = Database(make_url("migrated")), Database(make_url("created"))
+    created = Database(make_url("created"))
     try:
-        upgrade(migrated)
         with created.write() as tx:
             metadata.create_all(tx)
         found, expected = migrated.call(_schema), created.call(_schema)
     finally:
-        migrated.close()
         created.close()
     assert found.keys() == expected.keys() == metadata.tables.keys()
     for table in expected:
@@ -124,24 +131,24 @@ def test_upgrades_at_the_same_time_wait_for_each_other(empty_url: str) -> None:
         database.close()
 
 
-def test_a_downgrade_to_the_base_leaves_no_table(database: Database) -> None:
+def test_a_downgrade_to_the_base_leaves_no_table(migrated: Database) -> None:
     def downgrade(connection: Connection) -> list[str]:
         command.downgrade(config(connection), "base")
         connection.commit()
         return inspect(connection).get_table_names()
 
-    submit(database)
-    assert database.call(downgrade) == ["alembic_version"]
-    upgrade(database)
-    assert database.revision() == HEAD_REVISION
+    submit(migrated)
+    assert migrated.call(downgrade) == ["alembic_version"]
+    upgrade(migrated)
+    assert migrated.revision() == HEAD_REVISION
 
 
-def test_a_database_of_a_newer_promptmill_is_left_alone(database: Database) -> None:
-    with database.write() as tx:
+def test_a_database_of_a_newer_promptmill_is_left_alone(migrated: Database) -> None:
+    with migrated.write() as tx:
         tx.execute(text("UPDATE alembic_version SET version_num = '9999'"))
     with pytest.raises(DatabaseUnavailableError, match="written by a newer promptmill"):
-        upgrade(database)
-    assert database.revision() == "9999"
+        upgrade(migrated)
+    assert migrated.revision() == "9999"
 
 
 def test_an_empty_postgres_is_for_the_person_to_upgrade(postgres: Postgres) -> None:

@@ -1,5 +1,6 @@
 """Whoever comes at the same time, a chunk has one holder, a job one end, and a cancel leaves nothing queued."""
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
@@ -71,10 +72,11 @@ def test_a_claim_passes_over_a_chunk_that_somebody_has_locked(postgres_database:
     register(postgres_database)
     submit(postgres_database)
     rival = select(chunks.c.id).where(chunks.c.first_index == 0).with_for_update()
-    with postgres_database.write() as tx:
+    # in a thread, so that a claim that waits is an error and no deadlock
+    with ThreadPoolExecutor(1) as pool, postgres_database.write() as tx:
         tx.execute(rival).one()
-        assert claim(postgres_database).first_index == 2
-        assert leases.claim(postgres_database, "w1", CARD, LEASE_S) is None
+        assert pool.submit(claim, postgres_database).result(10).first_index == 2
+        assert pool.submit(leases.claim, postgres_database, "w1", CARD, LEASE_S).result(10) is None
     assert claim(postgres_database).first_index == 0
 
 

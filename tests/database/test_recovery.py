@@ -2,6 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import Any
 
 import pytest
 from database.rows import (
@@ -172,6 +173,32 @@ def test_a_lease_that_is_renewed_in_time_is_left_alone(database: Database) -> No
     leases.renew(database, "w1", [lease], LEASE_S)
     assert _sweep(database) == _NOTHING
     assert chunk_row(database, lease)["lease_id"] == lease.lease_id
+
+
+@pytest.mark.parametrize("fate", ["requeue", "give up", "cancel"])
+def test_a_lease_that_is_renewed_at_the_last_moment_is_left_alone(
+    database: Database, monkeypatch: pytest.MonkeyPatch, fate: str
+) -> None:
+    """The sweeper has listed it as over; before it acts, the worker speaks up."""
+    register(database)
+    job_id = submit(database)
+    lease = claim(database)
+    if fate == "cancel":
+        cancel(database, job_id)
+    expire(database, lease)
+    expire_lease = recovery._expire_lease
+
+    def renew_first(*arguments: Any) -> ChunkState:
+        leases.renew(database, "w1", [lease], LEASE_S)
+        return expire_lease(*arguments)
+
+    monkeypatch.setattr(recovery, "_expire_lease", renew_first)
+    assert recovery.run_once(database, LEASE_S, 1 if fate == "give up" else _MAX_ATTEMPTS) == _NOTHING
+    assert chunk_row(database, lease)["lease_id"] == lease.lease_id
+    assert result_rows(database, job_id) == []
+    finish(database, lease)
+    finish_all(database)
+    assert_job_is_sound(database, job_id)
 
 
 # --- workers --------------------------------------------------------------------------------------------------

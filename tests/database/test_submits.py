@@ -82,7 +82,7 @@ def test_a_job_that_is_added_in_parts_is_whole(database: Database) -> None:
 
 def test_a_step_that_fails_adds_none_of_its_lines(database: Database) -> None:
     job_id = stage(database, num_requests=2)
-    with pytest.raises(Exception, match="(?i)unique"):
+    with pytest.raises(Exception, match=r"(?i)unique"):
         submits.add(database, job_id, [line(2), line(3), line(0)], [NewChunk(2, 2, 0)])
     assert commit(database, job_id, num_requests=2)
     register(database)

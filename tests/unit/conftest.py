@@ -1,15 +1,17 @@
 """What the unit ring shares: cards, input files, and jobs brought to their end without a worker or an engine."""
 
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from db import leases, transitions
+from db import leases, queries, transitions
 from db.database import Database
 from db.leases import NewResult
+from db.upgrade import upgrade
 from jobs.cards import Card, find_card
 from jobs.settings import Settings
 
@@ -18,6 +20,27 @@ _LEASE_S = 300.0
 
 Write = Callable[..., Path]
 Finish = Callable[..., None]
+
+
+@pytest.fixture(scope="session")
+def migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty database, made once: the migrations take longer than most tests of this ring."""
+    path = tmp_path_factory.mktemp("migrated") / "promptmill.db"
+    database = Database(f"sqlite:///{path}")
+    upgrade(database)
+    database.close()
+    return path
+
+
+@pytest.fixture
+def sqlite_database(home: Path, migrated_file: Path) -> Iterator[Database]:
+    """The database that the default settings name, empty."""
+    path = home / "promptmill.db"
+    shutil.copyfile(migrated_file, path)
+    path.chmod(0o600)
+    opened = Database(f"sqlite:///{path}")
+    yield opened
+    opened.close()
 
 
 @pytest.fixture
@@ -52,7 +75,7 @@ def finish() -> Finish:
         by_index = {result.index: result for result in results}
         with database.write() as tx:
             transitions.register_worker(tx, f"{_WORKER}_{job_id}", "any", "echo", "host", 1)
-        card_name = _card_name(database, job_id)
+        card_name = queries.get_job(database, job_id).card_name
         for _ in range(max_chunks):
             lease = leases.claim(database, f"{_WORKER}_{job_id}", card_name, _LEASE_S, job_id)
             if lease is None:
@@ -64,12 +87,6 @@ def finish() -> Finish:
             leases.record(database, lease, batch, is_last=True)
 
     return run
-
-
-def _card_name(database: Database, job_id: str) -> str:
-    from db import queries
-
-    return queries.get_job(database, job_id).card_name
 
 
 def _succeeded(index: int) -> NewResult:

@@ -1,0 +1,70 @@
+"""Counting a job's rows the long way round, to hold against what the sums say."""
+
+from dataclasses import dataclass
+
+from sqlalchemy import and_, func, not_, or_, select
+
+from db.database import Database
+from db.states import ChunkState
+from db.tables import chunks, jobs, requests, results
+
+
+@dataclass(frozen=True)
+class Audit:
+    """`num_tiled`: requests covered by chunks that follow each other without gap or overlap, from index 0."""
+
+    num_declared: int
+    num_requests: int
+    num_results: int
+    num_tiled: int
+    num_open_chunks: int
+    num_stray_results: int
+
+
+def audit(database: Database, job_id: str) -> Audit:
+    """One consistent look at the job's rows. The caller has checked that there is such a job."""
+    with database.snapshot() as tx:
+        tiles = tx.execute(
+            select(chunks.c.first_index, chunks.c.num_requests)
+            .where(chunks.c.job_id == job_id)
+            .order_by(chunks.c.first_index)
+        )
+        num_tiled = 0
+        for first_index, num_requests in tiles:
+            if first_index != num_tiled:
+                break
+            num_tiled += num_requests
+        # each chunk's counts against its own rows
+        counted = (
+            select(func.count())
+            .select_from(results)
+            .where(
+                results.c.job_id == chunks.c.job_id,
+                results.c.index >= chunks.c.first_index,
+                results.c.index < chunks.c.first_index + chunks.c.num_requests,
+            )
+            .correlate(chunks)
+            .scalar_subquery()
+        )
+        is_open = or_(
+            chunks.c.state.in_((ChunkState.QUEUED, ChunkState.RUNNING)), chunks.c.lease_id.is_not(None)
+        )
+
+        def count(table: object, *where: object) -> int:
+            statement = select(func.count()).select_from(table).where(*where)  # type: ignore[arg-type]
+            return tx.execute(statement).scalar_one()
+
+        return Audit(
+            num_declared=tx.execute(select(jobs.c.num_requests).where(jobs.c.id == job_id)).scalar_one(),
+            num_requests=count(requests, requests.c.job_id == job_id),
+            num_results=count(results, results.c.job_id == job_id),
+            num_tiled=num_tiled,
+            num_open_chunks=count(chunks, and_(chunks.c.job_id == job_id, is_open)),
+            num_stray_results=count(
+                chunks,
+                and_(
+                    chunks.c.job_id == job_id,
+                    not_(counted == chunks.c.num_succeeded + chunks.c.num_failed),
+                ),
+            ),
+        )

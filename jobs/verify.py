@@ -1,0 +1,78 @@
+"""The invariants that a user would check by hand: `promptmill verify`."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import orjson
+
+from db import audit, queries
+from db.database import Database
+from db.errors import InputError, UnsoundError
+from jobs.export import format_line
+from jobs.reader import hash_file
+
+
+def verify(
+    database: Database, job_id: str, input_path: str | None = None, output_path: str | None = None
+) -> list[str]:
+    """Check one job; what was found true, a sentence each. UnsoundError names the first thing that is not.
+
+    A job that is not over is checked as far as it goes. `input_path` is the file it was made from,
+    `output_path` one that its results were written to.
+    """
+    return list(_checks(database, job_id, input_path, output_path))
+
+
+def _checks(
+    database: Database, job_id: str, input_path: str | None, output_path: str | None
+) -> Iterator[str]:
+    job = queries.get_job(database, job_id)
+    found = audit.audit(database, job_id)
+    _expect(found.num_requests, found.num_declared, "requests stored", "requests submitted")
+    _expect(found.num_tiled, found.num_declared, "requests covered by chunks", "requests submitted")
+    yield f"{found.num_declared:,} requests, each in one chunk"
+    _expect(found.num_results, job.counts.succeeded + job.counts.failed, "results stored", "results counted")
+    _expect(found.num_stray_results, 0, "results outside a chunk's range or counts", "expected")
+    yield f"{found.num_results:,} results, as many as are counted"
+    if job.state.is_final:
+        _expect(found.num_open_chunks, 0, "chunks open or leased", "expected of a job that is over")
+        yield "no chunk is open, no lease lives"
+    num_lines = _compare(database, job_id, output_path)
+    closed = job.counts.num_closed
+    _expect(num_lines, closed, "outcomes to export", "outcomes counted")
+    yield f"{num_lines:,} outcomes, each index once" + (f", as in {output_path}" if output_path else "")
+    if input_path is not None:
+        sha256 = hash_file(input_path)
+        if sha256 is None:
+            raise InputError(f"cannot read {input_path}, or it is no regular file")
+        _expect(sha256, job.input_sha256, f"is the SHA-256 of {input_path}", "of the job's input")
+        yield f"{input_path} is the file that was submitted"
+
+
+def _expect(found: object, expected: object, what: str, of_what: str) -> None:
+    if found != expected:
+        raise UnsoundError(f"{found} {what}, {expected} {of_what}")
+
+
+def _compare(database: Database, job_id: str, output_path: str | None) -> int:
+    """The number of outcomes, each index once and in order; each line of the output file the same."""
+    lines = _lines_of(output_path) if output_path is not None else None
+    num_lines, last = 0, -1
+    for outcome in queries.iterate_outcomes(database, job_id):
+        if outcome.index <= last:
+            raise UnsoundError(f"index {outcome.index} comes after index {last}")
+        last = outcome.index
+        num_lines += 1
+        if lines is not None and orjson.loads(next(lines, b"null")) != orjson.loads(format_line(outcome)):
+            raise UnsoundError(f"{output_path}: line {num_lines} is not the outcome of index {outcome.index}")
+    if lines is not None and next(lines, None) is not None:
+        raise UnsoundError(f"{output_path} has more than {num_lines} lines")
+    return num_lines
+
+
+def _lines_of(path: str) -> Iterator[bytes]:
+    try:
+        with Path(path).open("rb") as file:
+            yield from file
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
