@@ -49,7 +49,7 @@ _MEANINGS = {
     Exit.USAGE: "usage: a wrong option, setting or card",
     Exit.INPUT_REFUSED: "input refused",
     Exit.NOT_FOUND: "no such job or card",
-    Exit.WRONG_STATE: "the job is in the wrong state for this",
+    Exit.WRONG_STATE: "the job is in the wrong state for this, or verify found a fault",
     Exit.UNAVAILABLE: "database or broker unavailable",
     Exit.NOT_COMPLETED: "the job ended other than completed",
     Exit.TIMED_OUT: "timed out",
@@ -63,6 +63,7 @@ _CODES: list[tuple[type[errors.PromptmillError], Exit]] = [
     (errors.InputError, Exit.INPUT_REFUSED),
     (errors.NotFoundError, Exit.NOT_FOUND),
     (errors.WrongStateError, Exit.WRONG_STATE),
+    (errors.UnsoundError, Exit.WRONG_STATE),
     (errors.LeaseLostError, Exit.WRONG_STATE),
     (errors.UnavailableError, Exit.UNAVAILABLE),
 ]
@@ -181,6 +182,19 @@ def _max_failed(ctx: click.Context, _: click.Parameter, text: str | None) -> Cal
     return lambda _total: number
 
 
+_DURATION_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def _duration(ctx: click.Context, _: click.Parameter, text: str | None) -> float | None:
+    """`90s`, `45m`, `24h` or `30d` in seconds."""
+    if text is None:
+        return None
+    number, unit = text[:-1], text[-1:]
+    if unit not in _DURATION_UNITS_S or not number.isascii() or not number.isdigit() or len(number) > 6:
+        raise click.BadParameter("give a whole number and a unit: 90s, 45m, 24h or 30d", ctx)
+    return float(int(number) * _DURATION_UNITS_S[unit])
+
+
 def _submit_options(command: _Command) -> _Command:
     for option in reversed(
         [
@@ -193,6 +207,13 @@ def _submit_options(command: _Command) -> _Command:
                 default=0,
                 show_default=True,
                 help="Higher runs first.",
+            ),
+            click.option(
+                "--deadline",
+                "deadline_s",
+                metavar="TIME",
+                callback=_duration,
+                help="Expire what has not run after so long, like 24h.",
             ),
             click.option(
                 "--on-invalid",
@@ -446,13 +467,14 @@ def wait(
 def results(job_id: str, output: str, partial: bool) -> None:
     """Write JOB's results as JSONL, one line a request, in input order."""
     from db import queries
+    from db.states import FINAL_STATES
     from jobs.export import export
 
     _, database = _open()
     job = queries.get_job(database, job_id)
     if not job.state.is_final and not partial:
         _say(f"promptmill wait {job_id} waits for it; --partial takes what is finished by now")
-        raise errors.WrongStateError(f"job {job_id}", job.state, frozenset({"completed", "cancelled"}))
+        raise errors.WrongStateError(f"job {job_id}", job.state, FINAL_STATES)
     num_lines = export(database, job_id, output)
     if output != "-":
         _say(f"{num_lines:,} of {job.counts.total:,} results in {output}")
@@ -548,19 +570,18 @@ def models_add(file: str, replace: bool) -> None:
 
 @main.command(epilog=_example("promptmill worker", "promptmill worker --model hermes-2-pro-mistral-7b"))
 @_model_option
-def worker(model: str | None) -> None:
+@click.option("--restart-engine", is_flag=True, help="Start another worker process when this one dies.")
+def worker(model: str | None, restart_engine: bool) -> None:
     """Run jobs of one card until SIGTERM or Ctrl-C: then give back what is unfinished and exit.
 
-    Exits with 70 when the engine died, and with 6 when the database was away at its start: start it again.
+    Exits with 70 when the engine died, and with 6 when the database was away at its start: start it again, or let
+    --restart-engine do so.
     """
-    from workers.local_run import new_worker_id
-    from workers.supervisor import Supervisor, WorkerOptions
+    from workers.supervisor import Supervisor
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     settings, database = _open()
-    card = _card(settings, model)
-    database.close()
-    supervisor = Supervisor(settings, WorkerOptions(new_worker_id(), card.name))
+    supervisor = Supervisor(database, settings, _card(settings, model).name, restart=restart_engine)
     code: int | None = None
     try:
         supervisor.start()
@@ -572,6 +593,48 @@ def worker(model: str | None) -> None:
         supervisor.stop()
     # a process killed by a signal has a negative code
     sys.exit(code if code is None or code >= 0 else 128 - code)
+
+
+@main.command(
+    epilog=_example("promptmill verify job_4k9x2m7tqa --input prompts.jsonl --output results.jsonl")
+)
+@click.argument("job_id", metavar="JOB")
+@click.option("--input", "input_path", metavar="FILE", help="The file that was submitted.")
+@click.option("--output", "output_path", metavar="FILE", help="The file that the results were written to.")
+def verify(job_id: str, input_path: str | None, output_path: str | None) -> None:
+    """Check what must hold of JOB, which is over: each request one outcome, all counts equal, no lease left."""
+    from jobs.verify import verify as verify_job
+
+    _, database = _open()
+    for sentence in verify_job(database, job_id, input_path, output_path):
+        click.echo(f"ok  {sentence}")
+
+
+@main.command(epilog=_example("promptmill delete job_4k9x2m7tqa"))
+@click.argument("job_id", metavar="JOB")
+def delete(job_id: str) -> None:
+    """Delete JOB, which is over, with its requests and results."""
+    from jobs.retention import delete as delete_job
+
+    _, database = _open()
+    delete_job(database, job_id)
+    _say(f"{job_id} is deleted")
+
+
+@main.command(epilog=_example("promptmill prune --older-than 30d --dry-run"))
+@click.option(
+    "--older-than", "older_than_s", required=True, metavar="AGE", callback=_duration, help="Like 30d or 12h."
+)
+@click.option("--dry-run", is_flag=True, help="Only say which jobs would go.")
+def prune(older_than_s: float, dry_run: bool) -> None:
+    """Delete the jobs that ended longer ago than AGE. Prints their ids."""
+    from jobs.retention import prune as prune_jobs
+
+    _, database = _open()
+    jobs = prune_jobs(database, older_than_s, is_dry_run=dry_run)
+    for job in jobs:
+        click.echo(job.id)
+    _say(f"{len(jobs):,} jobs {'would be deleted' if dry_run else 'deleted'}")
 
 
 @main.command(epilog=_example("promptmill check", "promptmill check --model smollm2-135m-instruct --json"))

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from sqlalchemy import and_, func, not_, or_, select
+from sqlalchemy import ColumnElement, Table, and_, func, not_, or_, select
 
 from db.database import Database
 from db.states import ChunkState
@@ -22,8 +22,8 @@ class Audit:
 
 
 def audit(database: Database, job_id: str) -> Audit:
-    """One consistent look at the job's rows. The caller has checked that there is such a job."""
-    with database.snapshot() as tx:
+    """For a job that is over, whose rows stand still. The caller has checked that there is one."""
+    with database.read() as tx:
         tiles = tx.execute(
             select(chunks.c.first_index, chunks.c.num_requests)
             .where(chunks.c.job_id == job_id)
@@ -50,9 +50,9 @@ def audit(database: Database, job_id: str) -> Audit:
             chunks.c.state.in_((ChunkState.QUEUED, ChunkState.RUNNING)), chunks.c.lease_id.is_not(None)
         )
 
-        def count(table: object, *where: object) -> int:
-            statement = select(func.count()).select_from(table).where(*where)  # type: ignore[arg-type]
-            return tx.execute(statement).scalar_one()
+        def count(table: Table, *where: ColumnElement[bool]) -> int:
+            statement = select(func.count()).select_from(table).where(*where)
+            return int(tx.execute(statement).scalar_one())
 
         return Audit(
             num_declared=tx.execute(select(jobs.c.num_requests).where(jobs.c.id == job_id)).scalar_one(),

@@ -7,6 +7,7 @@ PromptmillError
 ├── NotFoundError          no such job, card or request
 ├── WrongStateError        it is there, but not in a state that allows this
 ├── LeaseLostError         the chunk's lease has passed to somebody else: write nothing
+├── UnsoundError           `promptmill verify` found an invariant that does not hold
 ├── UnavailableError       a service is away; the same call may succeed later
 │   ├── DatabaseUnavailableError
 │   └── BrokerUnavailableError
@@ -47,6 +48,10 @@ class WrongStateError(PromptmillError):
 
 
 class LeaseLostError(PromptmillError):
+    pass
+
+
+class UnsoundError(PromptmillError):
     pass
 
 

@@ -39,6 +39,7 @@ class NewResult:
     completion_tokens: int | None = None
     error_code: str | None = None
     error_message: str | None = None
+    num_retries: int = 0
 
     @property
     def status(self) -> ResultStatus:
@@ -218,6 +219,12 @@ def release(database: Database, lease: Lease) -> ChunkState:
         return ChunkState.QUEUED
 
 
+def isolate(database: Database, lease: Lease) -> None:
+    """Write down that a suspect chunk runs alone from now on. A second call is harmless."""
+    with database.write() as tx, _fenced():
+        transitions.isolate_chunk(tx, lease)
+
+
 def _hold(tx: Connection, lease: Lease) -> None:
     """Lock the chunk's row while its lease is still this one."""
     held = (
@@ -258,7 +265,7 @@ def write_results(tx: Connection, lease: Lease, batch: Sequence[NewResult]) -> N
                 "completion_tokens": result.completion_tokens,
                 "error_code": result.error_code,
                 "error_message": result.error_message,
-                "attempt": lease.attempt,
+                "attempt": lease.attempt + result.num_retries,
                 "finished_at": now,
             }
             for result in fresh

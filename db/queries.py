@@ -1,5 +1,6 @@
 """What is read and never changed: jobs with their counts, results in pages, what can be claimed."""
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -93,7 +94,8 @@ class Worker:
 
 
 def _visible() -> Select[tuple[object, ...]]:
-    return select(jobs).where(jobs.c.state != JobState.VALIDATING)
+    hidden = [state for state in JobState if not state.is_visible]
+    return select(jobs).where(jobs.c.state.not_in(hidden))
 
 
 def get_job(database: Database, job_id: str) -> Job:
@@ -179,6 +181,7 @@ def _job(
         succeeded=sum(int(part.num_succeeded) for part in parts),
         failed=sum(int(part.num_failed) for part in parts),
         cancelled=open_by_state.get(ChunkState.CANCELLED, 0),
+        expired=open_by_state.get(ChunkState.EXPIRED, 0),
     )
     prompt_tokens = sum(int(part.prompt_tokens) for part in parts)
     completion_tokens = sum(int(part.completion_tokens) for part in parts)
@@ -261,24 +264,15 @@ def iterate_outcomes(database: Database, job_id: str) -> Iterator[Outcome]:
         if not page:
             return
         next_index = page[-1].first_index + page[-1].num_requests
-        cancelled = [
-            range(row.first_index, row.first_index + row.num_requests)
-            for row in page
-            if row.state == ChunkState.CANCELLED
-        ]
         for first in range(page[0].first_index, next_index, _PAGE_REQUESTS):
-            yield from _outcomes(
-                database,
-                job_id,
-                first,
-                min(first + _PAGE_REQUESTS, next_index),
-                cancelled,
-            )
+            end = min(first + _PAGE_REQUESTS, next_index)
+            yield from _outcomes(database, job_id, first, end, page)
 
 
 def _outcomes(
-    database: Database, job_id: str, first: int, end: int, cancelled: Sequence[range]
+    database: Database, job_id: str, first: int, end: int, page: Sequence[Row[tuple[int, int, str]]]
 ) -> Iterator[Outcome]:
+    firsts = [row.first_index for row in page]
     with database.read() as tx:
         rows = tx.execute(
             select(
@@ -303,12 +297,28 @@ def _outcomes(
     for index, custom_id, status, *rest in rows:
         if status is not None:
             yield Outcome(index, custom_id, ResultStatus(status), *rest)
-        elif any(index in indexes for indexes in cancelled):
-            yield Outcome(index, custom_id, ResultStatus.CANCELLED, *_NEVER_RAN)
+            continue
+        chunk_state = page[bisect_right(firsts, index) - 1].state
+        if chunk_state in _NEVER_RAN:
+            yield Outcome(index, custom_id, *_NEVER_RAN[chunk_state])
 
 
-# What a cancelled request has in place of a result's columns.
-_NEVER_RAN = (None, None, None, None, "cancelled", "the job was cancelled before this request ran")
+# What a request without a result comes to once its chunk is over: status, result's columns, error.
+_NEVER_RAN = {
+    state.value: (
+        ResultStatus(state.value),
+        None,
+        None,
+        None,
+        None,
+        state.value,
+        f"the job {text} before this request ran",
+    )
+    for state, text in (
+        (ChunkState.CANCELLED, "was cancelled"),
+        (ChunkState.EXPIRED, "passed its deadline"),
+    )
+}
 _RESULT_COLUMNS = (
     "status",
     "result",
@@ -318,6 +328,18 @@ _RESULT_COLUMNS = (
     "error_code",
     "error_message",
 )
+
+
+def list_finished(database: Database, older_than_s: float, limit: int) -> list[Job]:
+    """The jobs that ended more than `older_than_s` ago, the oldest first."""
+    statement = (
+        _visible()
+        .where(jobs.c.finished_at < now_s() - older_than_s)
+        .order_by(jobs.c.finished_at, jobs.c.id)
+        .limit(limit)
+    )
+    with database.read() as tx:
+        return _with_sums(tx, tx.execute(statement).all())
 
 
 def count_claimable(database: Database, card_name: str, limit: int) -> int:
@@ -335,6 +357,13 @@ def count_claimable(database: Database, card_name: str, limit: int) -> int:
     )
     with database.read() as tx:
         return tx.execute(select(func.count()).select_from(queued)).scalar_one()
+
+
+def has_worker_loaded(database: Database, worker_id: str) -> bool:
+    """Whether a worker got so far that its engine was loaded; False for one that is not there."""
+    with database.read() as tx:
+        state = tx.execute(select(workers.c.state).where(workers.c.id == worker_id)).scalar()
+    return state in (WorkerState.READY, WorkerState.DRAINING)
 
 
 def list_workers(database: Database, *, alive_only: bool = True) -> list[Worker]:

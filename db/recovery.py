@@ -1,106 +1,202 @@
 """What mends the state after faults. Each function is safe with many callers at once, and returns what it did."""
 
+import contextlib
+import math
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 
-from sqlalchemy import Connection, select
+from sqlalchemy import ColumnElement, Connection, select
 
 from db import leases, transitions
 from db.database import Database
-from db.errors import LeaseLostError, WrongStateError
+from db.errors import LeaseLostError, NotFoundError, WrongStateError
 from db.leases import NewResult
-from db.states import ChunkState, JobState, WorkerState
-from db.tables import chunks, jobs, now_s, workers
-from db.transitions import Lease
+from db.states import ChunkState, JobState, ResultStatus, WorkerState
+from db.tables import chunks, jobs, now_s, results, workers
+from db.transitions import Lease, Part
 
 # A worker is gone after this many lease times without a heartbeat.
 _SILENT_LEASES = 3
-_DELETE_ROWS = 5_000
+_ERASE_ROWS = 5_000
+_NUM_PARTS = 8
 
 
 @dataclass(frozen=True)
 class Recovery:
+    """What one round did. `num_given_up` chunks hold a request that failed with engine_crash."""
+
     num_requeued: int = 0
+    num_split: int = 0
     num_given_up: int = 0
+    num_jobs_closed: int = 0
+    num_jobs_expired: int = 0
+    num_jobs_erased: int = 0
     num_workers_lost: int = 0
-    num_submits_cleared: int = 0
 
     @property
     def did_anything(self) -> bool:
         return self != Recovery()
 
 
-def run_once(database: Database, lease_s: float, max_attempts: int) -> Recovery:
-    """One round: expired leases, silent workers, submits that died."""
-    num_requeued, num_given_up = _expire_leases(database, max_attempts)
+class _Death(Enum):
+    """What became of a chunk whose worker died."""
+
+    REQUEUED = "requeued"
+    SPLIT = "split"
+    GIVEN_UP = "given up"
+    CANCELLED = "cancelled"
+
+
+def run_once(
+    database: Database, lease_s: float, max_attempts: int, *, spare_leases: bool = False
+) -> Recovery:
+    """One round of everything that mends. `spare_leases` leaves expired leases alone: right after the database
+    was away, because their workers live and could not renew them."""
+    deaths = Counter({} if spare_leases else _expire_leases(database, max_attempts))
     return Recovery(
-        num_requeued,
-        num_given_up,
-        _lose_workers(database, lease_s * _SILENT_LEASES),
-        _clear_submits(database),
+        num_requeued=deaths[_Death.REQUEUED] + deaths[_Death.CANCELLED],
+        num_split=deaths[_Death.SPLIT],
+        num_given_up=deaths[_Death.GIVEN_UP],
+        num_jobs_closed=_close_jobs(database),
+        num_jobs_expired=_expire_jobs(database),
+        num_jobs_erased=_erase_jobs(database),
+        num_workers_lost=_lose_workers(database, lease_s * _SILENT_LEASES),
     )
 
 
-def _expire_leases(database: Database, max_attempts: int) -> tuple[int, int]:
+def worker_died(database: Database, worker_id: str, max_attempts: int) -> Recovery:
+    """Take the chunks of a worker whose process is known to be dead, without waiting for its leases to expire.
+
+    For its supervisor, and for itself once its engine is dead: whoever calls must know that it writes no more.
+    """
+    deaths = _bury(database, chunks.c.worker_id == worker_id, max_attempts)
+    with contextlib.suppress(WrongStateError, NotFoundError), database.write() as tx:
+        transitions.stop_worker(tx, worker_id)
+    return Recovery(
+        num_requeued=deaths[_Death.REQUEUED] + deaths[_Death.CANCELLED],
+        num_split=deaths[_Death.SPLIT],
+        num_given_up=deaths[_Death.GIVEN_UP],
+    )
+
+
+def _expire_leases(database: Database, max_attempts: int) -> Counter[_Death]:
+    return _bury(database, chunks.c.lease_until < now_s(), max_attempts)
+
+
+def _bury(database: Database, is_dead: ColumnElement[bool], max_attempts: int) -> Counter[_Death]:
+    """Put back every running chunk for which `is_dead` holds, each in a transaction of its own."""
     with database.read() as tx:
-        rows = tx.execute(
-            select(chunks).where(chunks.c.state == ChunkState.RUNNING, chunks.c.lease_until < now_s())
-        ).all()
-    num_requeued = num_given_up = 0
+        rows = tx.execute(select(chunks).where(chunks.c.state == ChunkState.RUNNING, is_dead)).all()
+    deaths: Counter[_Death] = Counter()
     for row in rows:
-        lease = Lease(
-            row.lease_id,
-            row.id,
-            row.job_id,
-            row.first_index,
-            row.num_requests,
-            row.attempt,
-        )
-        try:
-            if _expire_lease(database, lease, max_attempts) is ChunkState.DONE:
-                num_given_up += 1
-            else:
-                num_requeued += 1
-        except (LeaseLostError, WrongStateError):
-            continue  # its worker renewed it, or another sweeper came first
-    return num_requeued, num_given_up
+        with contextlib.suppress(LeaseLostError, WrongStateError):  # renewed, or another sweeper came first
+            deaths[_put_back(database, transitions.lease_of(row), is_dead, max_attempts)] += 1
+    return deaths
 
 
-def _expire_lease(database: Database, lease: Lease, max_attempts: int) -> ChunkState:
+def _put_back(database: Database, lease: Lease, is_dead: ColumnElement[bool], max_attempts: int) -> _Death:
     with database.write() as tx:
         job_state = transitions.lock_job(tx, lease.job_id)
-        _hold_expired(tx, lease)
-        if job_state is JobState.CANCELLING:
-            transitions.cancel_chunk(tx, lease)
-            chunk_state = ChunkState.CANCELLED
-        elif lease.attempt < max_attempts:
-            transitions.requeue_chunk(tx, lease)
-            chunk_state = ChunkState.QUEUED
-        else:
-            _fail_rest(tx, lease)
-            transitions.finish_chunk(tx, lease)
-            chunk_state = ChunkState.DONE
+        _hold(tx, lease, is_dead)
+        death = _judge(tx, lease, job_state, max_attempts)
         transitions.close_job_if_over(tx, lease.job_id, job_state)
-    return chunk_state
+    return death
 
 
-def _hold_expired(tx: Connection, lease: Lease) -> None:
-    expired = (
-        select(chunks.c.id)
-        .where(chunks.c.lease_id == lease.lease_id, chunks.c.lease_until < now_s())
-        .with_for_update()
-    )
-    if tx.execute(expired).scalar() is None:
+def _hold(tx: Connection, lease: Lease, is_dead: ColumnElement[bool]) -> None:
+    held = select(chunks.c.id).where(chunks.c.lease_id == lease.lease_id, is_dead).with_for_update()
+    if tx.execute(held).scalar() is None:
         raise LeaseLostError(f"the lease on chunk {lease.chunk_id} was renewed")
 
 
-def _fail_rest(tx: Connection, lease: Lease) -> None:
-    """Its worker died at every attempt: what has no result by now fails, so that the job can end."""
-    message = f"the worker died at each of {lease.attempt} attempts at this chunk"
-    rest = [
-        NewResult(request.index, error_code="engine_crash", error_message=message)
-        for request in leases.pending_requests(tx, lease)
-    ]
-    leases.write_results(tx, lease, rest)
+def _judge(tx: Connection, lease: Lease, job_state: JobState, max_attempts: int) -> _Death:
+    """A chunk may lose its worker now and then. Once it did so often, it is split and its parts run alone; what
+    kills its worker while alone is guilty, and is split on, down to the one request that fails."""
+    if job_state is JobState.CANCELLING:
+        transitions.cancel_chunk(tx, lease)
+        return _Death.CANCELLED
+    is_proven = lease.is_suspect and lease.is_alone
+    is_due = not lease.is_suspect and lease.attempt >= max_attempts
+    if not is_proven and not is_due:
+        transitions.requeue_chunk(tx, lease)
+        return _Death.REQUEUED
+    pending = [request.index for request in leases.pending_requests(tx, lease)]
+    if not pending:  # its worker died between its last result and its end
+        transitions.finish_chunk(tx, lease)
+        return _Death.REQUEUED
+    if is_proven and len(pending) == 1:
+        message = f"the worker died while this request ran alone (attempt {lease.attempt})"
+        failed = NewResult(pending[0], error_code="engine_crash", error_message=message)
+        leases.write_results(tx, lease, [failed])
+        transitions.finish_chunk(tx, lease)
+        return _Death.GIVEN_UP
+    transitions.split_chunk(tx, lease, _parts(tx, lease, pending))
+    return _Death.SPLIT
+
+
+def _parts(tx: Connection, lease: Lease, pending: Sequence[int]) -> list[Part]:
+    """Up to `_NUM_PARTS` parts with as many pending requests each. Eight and not two, since every round costs an
+    engine's start: three rounds find one request among 512."""
+    size = math.ceil(len(pending) / _NUM_PARTS)
+    firsts = [lease.first_index, *pending[size::size]]
+    ends = [*firsts[1:], lease.first_index + lease.num_requests]
+    rows = tx.execute(
+        select(results.c.index, results.c.status, results.c.prompt_tokens, results.c.completion_tokens).where(
+            results.c.job_id == lease.job_id,
+            results.c.index >= lease.first_index,
+            results.c.index < lease.first_index + lease.num_requests,
+        )
+    ).all()
+    parts = []
+    for first, end in zip(firsts, ends, strict=True):
+        inside = [row for row in rows if first <= row[0] < end]
+        num_succeeded = sum(status == ResultStatus.SUCCEEDED for _, status, _, _ in inside)
+        parts.append(
+            Part(
+                first,
+                end - first,
+                num_succeeded,
+                len(inside) - num_succeeded,
+                sum(prompt_tokens or 0 for _, _, prompt_tokens, _ in inside),
+                sum(completion_tokens or 0 for _, _, _, completion_tokens in inside),
+            )
+        )
+    return parts
+
+
+def _close_jobs(database: Database) -> int:
+    """Jobs whose last chunk is closed while they are not; none, unless something went wrong."""
+    active = (JobState.QUEUED, JobState.IN_PROGRESS, JobState.CANCELLING)
+    is_open = select(chunks.c.id).where(
+        chunks.c.job_id == jobs.c.id, chunks.c.state.in_((ChunkState.QUEUED, ChunkState.RUNNING))
+    )
+    with database.read() as tx:
+        ids = list(tx.execute(select(jobs.c.id).where(jobs.c.state.in_(active), ~is_open.exists())).scalars())
+    num_closed = 0
+    for job_id in ids:
+        with contextlib.suppress(NotFoundError, WrongStateError), database.write() as tx:
+            state = transitions.lock_job(tx, job_id)
+            num_closed += transitions.close_job_if_over(tx, job_id, state) is not state
+    return num_closed
+
+
+def _expire_jobs(database: Database) -> int:
+    """Jobs past their deadline."""
+    open_states = (JobState.QUEUED, JobState.IN_PROGRESS)
+    with database.read() as tx:
+        ids = list(
+            tx.execute(
+                select(jobs.c.id).where(jobs.c.state.in_(open_states), jobs.c.deadline_at < now_s())
+            ).scalars()
+        )
+    num_expired = 0
+    for job_id in ids:
+        with contextlib.suppress(LeaseLostError, WrongStateError), database.write() as tx:
+            transitions.expire_job(tx, job_id)
+            num_expired += 1
+    return num_expired
 
 
 def _lose_workers(database: Database, silent_s: float) -> int:
@@ -123,26 +219,39 @@ def _lose_workers(database: Database, silent_s: float) -> int:
     return num_lost
 
 
-def _clear_submits(database: Database) -> int:
+def _erase_jobs(database: Database) -> int:
+    """Submits that died, and jobs whose deletion was cut short."""
     with database.read() as tx:
-        over = tx.execute(
-            select(jobs.c.id).where(jobs.c.state == JobState.VALIDATING, jobs.c.submit_lease_until < now_s())
-        ).scalars()
-        ids = list(over)
-    return sum(discard_staged_job(database, job_id) for job_id in ids)
+        over = list(
+            tx.execute(
+                select(jobs.c.id).where(
+                    jobs.c.state == JobState.VALIDATING, jobs.c.submit_lease_until < now_s()
+                )
+            ).scalars()
+        )
+        deleting = list(tx.execute(select(jobs.c.id).where(jobs.c.state == JobState.DELETING)).scalars())
+    return sum(discard_staged_job(database, job_id) for job_id in over) + sum(
+        erase_job(database, job_id) for job_id in deleting
+    )
 
 
 def discard_staged_job(database: Database, job_id: str) -> bool:
-    """Delete a job that never left validating, in steps that do not lock others out. Safe to call again.
+    """Delete a job that never left validating. Safe to call again.
 
     False when somebody else deleted it, or when it is not validating: then it stays as it is. That is how a
     submit fares that lost the answer to its commit, while the commit went through.
     """
-    with database.write() as tx:
-        # from here on its submit, should it still live, can neither renew nor enqueue it
-        if not transitions.abandon_submit(tx, job_id):
-            return False
+    try:
+        with database.write() as tx:
+            transitions.abandon_job(tx, job_id)
+    except (NotFoundError, WrongStateError):
+        return False
+    return erase_job(database, job_id)
+
+
+def erase_job(database: Database, job_id: str) -> bool:
+    """Delete the rows of a deleting job, in steps that do not lock others out; False when somebody else did."""
     while True:
         with database.write() as tx:
-            if not transitions.delete_rows(tx, job_id, _DELETE_ROWS):
-                return transitions.delete_staged_job(tx, job_id)
+            if not transitions.erase_rows(tx, job_id, _ERASE_ROWS):
+                return transitions.erase_job(tx, job_id)

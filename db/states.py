@@ -6,13 +6,18 @@ Job
   queued        whole and visible; no chunk has been claimed yet.
   in_progress   a chunk has been claimed at least once. Crashes of workers leave it here.
   cancelling    somebody asked to cancel; chunks that run may still write what they finished.
-  completed, cancelled   over: no chunk is queued or running, no lease lives.
+  completed, cancelled, expired   over: no chunk is queued or running, no lease lives.
+  deleting      on its way out, step by step, and invisible: a submit that was given up, or a job that somebody
+                deleted. A crash leaves it here, and the sweeper deletes on.
 
 Chunk
   queued        can be claimed. It gets here from submit, from its worker (release) or from the sweeper (requeue).
   running       leased: `lease_id` names the one worker that may write, until `lease_until` by the database's clock.
   done          every request has a result.
-  cancelled     its job was cancelled; requests without a result count as cancelled.
+  cancelled, expired   its job was cancelled, or passed its deadline; requests without a result count as that.
+
+  A chunk whose worker died often becomes suspect: it is split, and each part runs alone in its worker, so that the
+  next death names the guilty part. A single request whose worker died while it ran alone fails.
 
 Worker
   starting, ready, draining, stopped   its own word.
@@ -31,10 +36,19 @@ class JobState(StrEnum):
     CANCELLING = "cancelling"
     COMPLETED = "completed"
     CANCELLED = "cancelled"
+    EXPIRED = "expired"
+    DELETING = "deleting"
 
     @property
     def is_final(self) -> bool:
-        return self in (JobState.COMPLETED, JobState.CANCELLED)
+        return self in (JobState.COMPLETED, JobState.CANCELLED, JobState.EXPIRED)
+
+    @property
+    def is_visible(self) -> bool:
+        return self not in (JobState.VALIDATING, JobState.DELETING)
+
+
+FINAL_STATES = frozenset(state.value for state in JobState if state.is_final)
 
 
 class ChunkState(StrEnum):
@@ -42,6 +56,7 @@ class ChunkState(StrEnum):
     RUNNING = "running"
     DONE = "done"
     CANCELLED = "cancelled"
+    EXPIRED = "expired"
 
 
 class WorkerState(StrEnum):
@@ -53,8 +68,8 @@ class WorkerState(StrEnum):
 
 
 class ResultStatus(StrEnum):
-    """What a request can come to. `cancelled` is never stored: it is a request of a cancelled chunk
-    that has no result. `expired` belongs to deadlines, which no job has yet."""
+    """What a request can come to. `cancelled` and `expired` are never stored: they are requests without a result
+    in a chunk of that state."""
 
     SUCCEEDED = "succeeded"
     FAILED = "failed"
@@ -87,6 +102,10 @@ JOB_ARROWS = _table(
     ("complete", {_J.QUEUED, _J.IN_PROGRESS}, _J.COMPLETED),
     ("cancel", {_J.QUEUED, _J.IN_PROGRESS}, _J.CANCELLING),
     ("end_cancel", {_J.CANCELLING}, _J.CANCELLED),
+    # at once, running chunks included: what was not written by then did not make the deadline
+    ("expire", {_J.QUEUED, _J.IN_PROGRESS}, _J.EXPIRED),
+    ("abandon", {_J.VALIDATING}, _J.DELETING),
+    ("delete", {_J.COMPLETED, _J.CANCELLED, _J.EXPIRED}, _J.DELETING),
 )
 
 CHUNK_ARROWS = _table(
@@ -94,7 +113,9 @@ CHUNK_ARROWS = _table(
     ("finish", {_C.RUNNING}, _C.DONE),
     ("release", {_C.RUNNING}, _C.QUEUED),
     ("requeue", {_C.RUNNING}, _C.QUEUED),
+    ("split", {_C.RUNNING}, _C.QUEUED),
     ("cancel", {_C.QUEUED, _C.RUNNING}, _C.CANCELLED),
+    ("expire", {_C.QUEUED, _C.RUNNING}, _C.EXPIRED),
 )
 
 WORKER_ARROWS = _table(

@@ -10,6 +10,7 @@ from enum import StrEnum
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     CheckConstraint,
     Column,
     Float,
@@ -21,6 +22,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    false,
     text,
 )
 from sqlalchemy.ext.compiler import compiles
@@ -79,13 +81,16 @@ jobs = Table(
     Column("input_sha256", String(64)),
     Column("num_requests", BigInteger, nullable=False, server_default="0"),
     Column("submit_lease_until", Float),
+    Column("deadline_at", Float),
     Column("created_at", Float, nullable=False),
     Column("started_at", Float),
     Column("finished_at", Float),
     CheckConstraint(_one_of("state", JobState), "state"),
     CheckConstraint("(state = 'validating') = (submit_lease_until IS NOT NULL)", "submit_lease"),
-    CheckConstraint("state = 'validating' OR input_sha256 IS NOT NULL", "whole"),
-    CheckConstraint("(state IN ('completed', 'cancelled')) = (finished_at IS NOT NULL)", "finished"),
+    CheckConstraint("state IN ('validating', 'deleting') OR input_sha256 IS NOT NULL", "whole"),
+    CheckConstraint(
+        "(state IN ('completed', 'cancelled', 'expired')) = (finished_at IS NOT NULL)", "finished"
+    ),
     CheckConstraint("num_requests >= 0", "num_requests"),
     Index(None, "state", "card_name"),
     Index(None, "created_at"),
@@ -115,6 +120,10 @@ chunks = Table(
     Column("num_requests", Integer, nullable=False),
     Column("state", String(16), nullable=False),
     Column("attempt", Integer, nullable=False, server_default="0"),
+    # its worker died often; it runs alone from now on
+    Column("is_suspect", Boolean, nullable=False, server_default=false()),
+    # it does so right now
+    Column("is_alone", Boolean, nullable=False, server_default=false()),
     Column("lease_id", String(32), unique=True),
     Column("lease_until", Float),
     Column("worker_id", String(32), ForeignKey("workers.id")),
@@ -137,6 +146,7 @@ chunks = Table(
         "num_succeeded >= 0 AND num_failed >= 0 AND num_succeeded + num_failed <= num_requests",
         "counts",
     ),
+    CheckConstraint("NOT is_alone OR (is_suspect AND state = 'running')", "alone"),
     CheckConstraint("state <> 'done' OR num_succeeded + num_failed = num_requests", "done"),
     Index(
         "ix_chunks_queued",

@@ -8,12 +8,14 @@ or put a chunk back, so that a cancel never passes a chunk that is on its way ba
 """
 
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    Row,
     Table,
     delete,
     func,
@@ -34,6 +36,7 @@ from db.states import (
 )
 from db.tables import chunks, jobs, now_s, requests, results, workers
 
+_NO_LEASE = {"lease_id": None, "lease_until": None, "worker_id": None, "is_alone": False}
 _OPEN_CHUNK = (ChunkState.QUEUED, ChunkState.RUNNING)
 
 
@@ -47,6 +50,20 @@ class Lease:
     first_index: int
     num_requests: int
     attempt: int
+    is_suspect: bool = False
+    is_alone: bool = False
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a chunk that is split: its range and the sums over the results that it has already."""
+
+    first_index: int
+    num_requests: int
+    num_succeeded: int
+    num_failed: int
+    prompt_tokens: int
+    completion_tokens: int
 
 
 @dataclass(frozen=True)
@@ -60,6 +77,7 @@ class NewJob:
     input_name: str
     name: str | None = None
     priority: int = 0
+    deadline_s: float | None = None
 
 
 def _move(
@@ -106,6 +124,7 @@ def stage_job(tx: Connection, job: NewJob, submit_lease_s: float) -> None:
             input_name=job.input_name,
             created_at=now_s(),
             submit_lease_until=now_s() + submit_lease_s,
+            deadline_at=None if job.deadline_s is None else now_s() + job.deadline_s,
         )
     )
 
@@ -124,14 +143,14 @@ def renew_submit(tx: Connection, job_id: str, submit_lease_s: float) -> None:
         )
 
 
-def abandon_submit(tx: Connection, job_id: str) -> bool:
-    """End a submit's lease, so that its job can only be deleted; False when it is not (or no more) validating."""
-    abandoned = tx.execute(
-        update(jobs)
-        .where(jobs.c.id == job_id, jobs.c.state == JobState.VALIDATING)
-        .values(submit_lease_until=0)
-    )
-    return abandoned.rowcount > 0
+def abandon_job(tx: Connection, job_id: str) -> None:
+    """validating -> deleting: its submit, should it still live, can neither add to it nor make it visible."""
+    _move(tx, jobs, "job", job_id, JOB_ARROWS["abandon"], submit_lease_until=None)
+
+
+def delete_job(tx: Connection, job_id: str) -> None:
+    """completed, cancelled or expired -> deleting: invisible at once; `erase_rows` does the rest."""
+    _move(tx, jobs, "job", job_id, JOB_ARROWS["delete"], finished_at=None, idempotency_key=None)
 
 
 def _submit_lives() -> ColumnElement[bool]:
@@ -205,6 +224,27 @@ def end_cancel_job(tx: Connection, job_id: str) -> None:
     )
 
 
+def expire_job(tx: Connection, job_id: str) -> None:
+    """queued or in_progress -> expired, past its deadline by the database's clock.
+
+    Its chunks expire with it, also those that run: their leases end, and later writes are refused.
+    """
+    _move(
+        tx,
+        jobs,
+        "job",
+        job_id,
+        JOB_ARROWS["expire"],
+        jobs.c.deadline_at < now_s(),
+        finished_at=now_s(),
+    )
+    tx.execute(
+        update(chunks)
+        .where(chunks.c.job_id == job_id, chunks.c.state.in_(CHUNK_ARROWS["expire"].sources))
+        .values(state=CHUNK_ARROWS["expire"].target, finished_at=now_s(), **_NO_LEASE)
+    )
+
+
 def _has_no_open_chunk() -> ColumnElement[bool]:
     return ~select(chunks.c.id).where(chunks.c.job_id == jobs.c.id, chunks.c.state.in_(_OPEN_CHUNK)).exists()
 
@@ -221,7 +261,7 @@ def lock_job(tx: Connection, job_id: str) -> JobState:
 def close_job_if_over(tx: Connection, job_id: str, state: JobState) -> JobState:
     """Complete or end the cancel of a job whose last chunk is closed; the caller holds `lock_job`."""
     is_open = select(chunks.c.id).where(chunks.c.job_id == job_id, chunks.c.state.in_(_OPEN_CHUNK)).limit(1)
-    if state.is_final or state is JobState.VALIDATING or tx.execute(is_open).scalar() is not None:
+    if state.is_final or not state.is_visible or tx.execute(is_open).scalar() is not None:
         return state
     if state is JobState.CANCELLING:
         end_cancel_job(tx, job_id)
@@ -230,8 +270,8 @@ def close_job_if_over(tx: Connection, job_id: str, state: JobState) -> JobState:
     return JobState.COMPLETED
 
 
-def delete_rows(tx: Connection, job_id: str, limit: int) -> bool:
-    """Delete up to `limit` requests and their results; False when none was left. After `abandon_submit` only."""
+def erase_rows(tx: Connection, job_id: str, limit: int) -> bool:
+    """Delete up to `limit` requests of a deleting job and their results; False when none was left."""
     first = tx.execute(select(func.min(requests.c.index)).where(requests.c.job_id == job_id)).scalar()
     if first is None:
         return False
@@ -247,14 +287,14 @@ def delete_rows(tx: Connection, job_id: str, limit: int) -> bool:
     return True
 
 
-def delete_staged_job(tx: Connection, job_id: str) -> bool:
-    """Delete a validating job, after `delete_rows` said False. False when it is deleted already;
+def erase_job(tx: Connection, job_id: str) -> bool:
+    """Delete a deleting job, after `erase_rows` said False. False when it is gone already;
     a job in any other state stays."""
     state = tx.execute(select(jobs.c.state).where(jobs.c.id == job_id).with_for_update()).scalar()
     if state is None:
         return False
-    if state != JobState.VALIDATING:
-        raise WrongStateError(f"job {job_id}", state, frozenset({JobState.VALIDATING}))
+    if state != JobState.DELETING:
+        raise WrongStateError(f"job {job_id}", state, frozenset({JobState.DELETING}))
     tx.execute(delete(chunks).where(chunks.c.job_id == job_id))
     tx.execute(delete(jobs).where(jobs.c.id == job_id))
     return True
@@ -279,10 +319,26 @@ def claim_chunk(tx: Connection, chunk_id: int, worker_id: str, lease_s: float) -
         started_at=now_s(),
     )
     row = tx.execute(select(chunks).where(chunks.c.id == chunk_id)).one()
-    return Lease(lease_id, chunk_id, row.job_id, row.first_index, row.num_requests, row.attempt)
+    return lease_of(row)
 
 
-def _move_leased(tx: Connection, lease: Lease, arrow: str, **values: Any) -> None:
+def lease_of(row: Row[Any]) -> Lease:
+    """The lease in a row of a running chunk."""
+    return Lease(
+        row.lease_id,
+        row.id,
+        row.job_id,
+        row.first_index,
+        row.num_requests,
+        row.attempt,
+        row.is_suspect,
+        row.is_alone,
+    )
+
+
+def _move_leased(
+    tx: Connection, lease: Lease, arrow: str, *guards: ColumnElement[bool], **values: Any
+) -> None:
     _move(
         tx,
         chunks,
@@ -290,9 +346,8 @@ def _move_leased(tx: Connection, lease: Lease, arrow: str, **values: Any) -> Non
         lease.chunk_id,
         CHUNK_ARROWS[arrow],
         chunks.c.lease_id == lease.lease_id,
-        lease_id=None,
-        lease_until=None,
-        worker_id=None,
+        *guards,
+        **_NO_LEASE,
         **values,
     )
 
@@ -308,24 +363,47 @@ def release_chunk(tx: Connection, lease: Lease) -> None:
 
 
 def requeue_chunk(tx: Connection, lease: Lease) -> None:
-    """running -> queued, by the sweeper, once the lease is over by the database's clock."""
-    _move(
-        tx,
-        chunks,
-        "chunk",
-        lease.chunk_id,
-        CHUNK_ARROWS["requeue"],
-        chunks.c.lease_id == lease.lease_id,
-        chunks.c.lease_until < now_s(),
-        lease_id=None,
-        lease_until=None,
-        worker_id=None,
-    )
+    """running -> queued, after its worker's death; the attempt counts. The caller knows of the death."""
+    _move_leased(tx, lease, "requeue")
+
+
+def split_chunk(tx: Connection, lease: Lease, parts: Sequence[Part]) -> None:
+    """running -> queued, as suspects: the chunk keeps the first of `parts`, the others become chunks of their own.
+
+    The parts follow each other and cover the chunk; each has a request without a result.
+    """
+    first, *others = (vars(part) for part in parts)
+    _move_leased(tx, lease, "split", is_suspect=True, **first)
+    if others:
+        tx.execute(
+            insert(chunks),
+            [
+                {
+                    **part,
+                    "job_id": lease.job_id,
+                    "state": CHUNK_ARROWS["split"].target,
+                    "attempt": lease.attempt,
+                    "is_suspect": True,
+                }
+                for part in others
+            ],
+        )
 
 
 def cancel_chunk(tx: Connection, lease: Lease) -> None:
     """running -> cancelled, in a job that is cancelling; requests without a result count as cancelled."""
     _move_leased(tx, lease, "cancel", finished_at=now_s())
+
+
+def isolate_chunk(tx: Connection, lease: Lease) -> None:
+    """Mark that a suspect runs alone in its worker from now on: no move, but only the lease's holder may."""
+    marked = tx.execute(
+        update(chunks)
+        .where(chunks.c.id == lease.chunk_id, chunks.c.lease_id == lease.lease_id, chunks.c.is_suspect)
+        .values(is_alone=True)
+    )
+    if marked.rowcount == 0:
+        raise LeaseLostError(f"the lease on chunk {lease.chunk_id} has passed to somebody else")
 
 
 # --- workers --------------------------------------------------------------------------------------------------

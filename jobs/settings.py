@@ -89,7 +89,9 @@ class Settings(BaseSettings):
         le=256,
         description="Chunks that one worker has in flight; empty: enough for twice the engine's batch.",
     )
-    max_attempts: int = Field(5, ge=1, description="Times a chunk may lose its worker before its rest fails.")
+    max_attempts: int = Field(
+        2, ge=1, description="Times a chunk may lose its worker before it is split, and its parts run alone."
+    )
 
     lease_s: float = Field(
         30.0,

@@ -38,6 +38,7 @@ class OnInvalid(StrEnum):
 class SubmitOptions:
     name: str | None = None
     priority: int = 0
+    deadline_s: float | None = None
     on_invalid: OnInvalid = OnInvalid.REJECT
     strict: bool = False
     idempotency_key: str | None = None
@@ -139,6 +140,7 @@ class _Staging:
                 _storable(name),
                 _storable(self._options.name) if self._options.name else None,
                 self._options.priority,
+                self._options.deadline_s,
             ),
         )
         try:

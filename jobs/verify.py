@@ -7,7 +7,8 @@ import orjson
 
 from db import audit, queries
 from db.database import Database
-from db.errors import InputError, UnsoundError
+from db.errors import InputError, UnsoundError, WrongStateError
+from db.states import FINAL_STATES
 from jobs.export import format_line
 from jobs.reader import hash_file
 
@@ -15,10 +16,10 @@ from jobs.reader import hash_file
 def verify(
     database: Database, job_id: str, input_path: str | None = None, output_path: str | None = None
 ) -> list[str]:
-    """Check one job; what was found true, a sentence each. UnsoundError names the first thing that is not.
+    """Check a job that is over; what was found true, a sentence each. UnsoundError names the first thing that is not.
 
-    A job that is not over is checked as far as it goes. `input_path` is the file it was made from,
-    `output_path` one that its results were written to.
+    `input_path` is the file it was made from, `output_path` one that its results were written to. WrongStateError
+    while the job runs: its rows move.
     """
     return list(_checks(database, job_id, input_path, output_path))
 
@@ -27,6 +28,8 @@ def _checks(
     database: Database, job_id: str, input_path: str | None, output_path: str | None
 ) -> Iterator[str]:
     job = queries.get_job(database, job_id)
+    if not job.state.is_final:
+        raise WrongStateError(f"job {job_id}", job.state, FINAL_STATES)
     found = audit.audit(database, job_id)
     _expect(found.num_requests, found.num_declared, "requests stored", "requests submitted")
     _expect(found.num_tiled, found.num_declared, "requests covered by chunks", "requests submitted")
@@ -34,9 +37,8 @@ def _checks(
     _expect(found.num_results, job.counts.succeeded + job.counts.failed, "results stored", "results counted")
     _expect(found.num_stray_results, 0, "results outside a chunk's range or counts", "expected")
     yield f"{found.num_results:,} results, as many as are counted"
-    if job.state.is_final:
-        _expect(found.num_open_chunks, 0, "chunks open or leased", "expected of a job that is over")
-        yield "no chunk is open, no lease lives"
+    _expect(found.num_open_chunks, 0, "chunks open or leased", "expected of a job that is over")
+    yield "no chunk is open, no lease lives"
     num_lines = _compare(database, job_id, output_path)
     closed = job.counts.num_closed
     _expect(num_lines, closed, "outcomes to export", "outcomes counted")

@@ -1,10 +1,20 @@
-"""An engine that repeats the prompt: deterministic, with a settable latency, for load and fault tests."""
+"""An engine that repeats the prompt: deterministic, with a settable latency, for load and fault tests.
+
+A prompt that is one of these words alone injects a fault when it runs:
+  !kill    the process is killed, as by the system when memory is short
+  !die     the engine dies, and the process lives
+  !refuse  the engine refuses the request
+  !flaky   the request fails twice in a way that may pass, and then succeeds
+"""
 
 import heapq
+import os
+import signal
 import time
 from collections import deque
 from collections.abc import Sequence
 
+from db.errors import EngineError
 from jobs.cards import Limits
 from jobs.generation import Generation
 from jobs.rendering import Rendered, check_limits
@@ -12,6 +22,7 @@ from jobs.schema import Problem
 from workers.engine import Completion, EngineRequest, Failure
 
 _MAX_SLEEP_S = 0.05
+_NUM_FLAKY = 2
 
 
 class EchoEngine:
@@ -23,6 +34,7 @@ class EchoEngine:
         self._waiting: deque[EngineRequest] = deque()
         self._running: dict[int, EngineRequest] = {}
         self._due: list[tuple[float, int]] = []
+        self._num_flaky = 0
 
     @property
     def label(self) -> str:
@@ -40,6 +52,8 @@ class EchoEngine:
         return [check_limits(one, _render(one), limits) for one in generations]
 
     def add(self, request: EngineRequest) -> None:
+        if request.prompt.text == "!refuse":
+            raise ValueError("it was told to")
         self._waiting.append(request)
 
     def abort(self, keys: Sequence[int]) -> None:
@@ -58,10 +72,21 @@ class EchoEngine:
         while self._due and self._due[0][0] <= now:
             due = self._running.pop(heapq.heappop(self._due)[1], None)
             if due is not None:
-                finished.append(_complete(due))
+                finished.append(self._finish(due))
         if not finished and self._due:
             time.sleep(min(self._due[0][0] - now, _MAX_SLEEP_S))
         return finished
+
+    def _finish(self, request: EngineRequest) -> Completion | Failure:
+        text = request.prompt.text
+        if text == "!kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if text == "!die":
+            raise EngineError("it was told to")
+        if text == "!flaky" and self._num_flaky < _NUM_FLAKY:
+            self._num_flaky += 1
+            return Failure(request.key, "it may pass", is_transient=True)
+        return _complete(request)
 
     def close(self) -> None:
         self.abort(list(self._running) + [request.key for request in self._waiting])

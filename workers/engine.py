@@ -39,10 +39,11 @@ class Completion:
 
 @dataclass(frozen=True)
 class Failure:
-    """The engine refused this one request, or gave it up; the others go on."""
+    """The engine refused this one request, or gave it up; the others go on. A transient one may be tried again."""
 
     key: int
     message: str
+    is_transient: bool = False
 
 
 class Engine(Protocol):

@@ -5,14 +5,18 @@ Threads of our own and not Celery's timers: those stand still while the broker i
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 
 from db import leases, queries, recovery
 from db.database import Database
-from db.errors import PromptmillError, UnavailableError
+from db.errors import DatabaseUnavailableError, PromptmillError, UnavailableError
 from jobs.settings import Settings
 from workers.runner import Runner, StopReason
 from workers.tickets import TicketOffice
+
+# After an outage of the database expired leases are left alone for this many lease times.
+_SPARE_LEASES = 1.5
 
 _log = logging.getLogger(__name__)
 
@@ -84,9 +88,21 @@ class Sweeper(_Periodic):
         self._runner = runner
         self._tickets = tickets
         self._num_slots = num_slots
+        self._spare_until = float("-inf")
 
     def run_once(self) -> None:
-        recovered = recovery.run_once(self._database, self._settings.lease_s, self._settings.max_attempts)
+        lease_s = self._settings.lease_s
+        try:
+            recovered = recovery.run_once(
+                self._database,
+                lease_s,
+                self._settings.max_attempts,
+                spare_leases=time.monotonic() < self._spare_until,
+            )
+        except DatabaseUnavailableError:
+            # once it is back, every worker first gets the time to renew its leases
+            self._spare_until = time.monotonic() + _SPARE_LEASES * lease_s
+            raise
         if recovered.did_anything:
             _log.warning("recovered: %s", recovered)
         self._top_up()

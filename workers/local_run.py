@@ -1,7 +1,6 @@
 """One job from its submit to its end, with a worker of its own: what `promptmill run` does."""
 
 import contextlib
-import secrets
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,19 +9,14 @@ from db import queries
 from db.database import Database
 from db.errors import DatabaseUnavailableError, EngineError
 from db.queries import Job
-from db.states import WorkerState
 from jobs.cards import Card
 from jobs.reader import hash_file
 from jobs.settings import Settings
 from jobs.submit import SubmitOptions, Submitted, submit
-from workers.supervisor import Supervisor, WorkerOptions
+from workers.supervisor import Supervisor
 
 _POLL_S = 0.25
 _NUM_LOG_LINES = 15
-
-
-def new_worker_id() -> str:
-    return f"worker_{secrets.token_hex(6)}"
 
 
 def submit_or_resume(
@@ -52,21 +46,23 @@ def run_job(
     database is away), and whether the engine is loaded.
 
     The worker takes this job's chunks only, and ends with it. KeyboardInterrupt stops the worker, which gives
-    back what it had in flight, and is raised again. EngineError when the worker ends first.
+    back what it had in flight, and is raised again. A worker that dies is replaced; EngineError when its
+    engine cannot be loaded.
     """
     job = queries.get_job(database, job_id)
     if job.state.is_final:
         return job
-    worker_id = new_worker_id()
-    log_path = settings.home / "logs" / f"{worker_id}.log"
-    supervisor = Supervisor(settings, WorkerOptions(worker_id, card.name, job_id), log_path)
+    log_path = settings.home / "logs" / f"{job_id}.log"
+    supervisor = Supervisor(
+        database, settings, card.name, only_job_id=job_id, log_path=log_path, restart=True
+    )
     try:
         supervisor.start()
         while not job.state.is_final:
             code = supervisor.poll()
             try:
                 job = queries.get_job(database, job_id)
-                on_progress(job, _is_ready(database, worker_id))
+                on_progress(job, queries.has_worker_loaded(database, supervisor.worker_id))
             except DatabaseUnavailableError:
                 # the worker waits for it too
                 on_progress(None, True)
@@ -78,13 +74,6 @@ def run_job(
     with contextlib.suppress(OSError):
         log_path.unlink()
     return job
-
-
-def _is_ready(database: Database, worker_id: str) -> bool:
-    return any(
-        worker.id == worker_id and worker.state is not WorkerState.STARTING
-        for worker in queries.list_workers(database)
-    )
 
 
 def _explain(code: int, log_path: Path) -> str:

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from db import transitions
+from db import recovery, transitions
 from db.database import Database
 from db.errors import EngineError, PromptmillError, UnavailableError
 from db.upgrade import open_database
@@ -108,8 +108,10 @@ class _Worker:
             # a load cannot be interrupted, and holds nothing that must be put in order
             os._exit(0)
         finally:
-            self._say(database, transitions.stop_worker)
             heartbeat.stop()
+            if self._engine_died:
+                self._take_leases_back(database)
+            self._say(database, transitions.stop_worker)
             feed.stop()
             database.close()
         return EXIT_ENGINE_DIED if self._engine_died else 0
@@ -153,6 +155,13 @@ class _Worker:
         finally:
             sweeper.stop()
             runner.drain()
+
+    def _take_leases_back(self, database: Database) -> None:
+        """Every slot has let go: what this worker still holds counts as lost with the engine."""
+        try:
+            recovery.worker_died(database, self._worker_id, self._settings.max_attempts)
+        except PromptmillError as error:
+            _log.warning("could not give the chunks back, their leases will expire: %s", error)
 
     def _on_engine_death(self) -> None:
         self._engine_died = True

@@ -6,7 +6,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TypeVar
 
@@ -30,6 +30,9 @@ _log = logging.getLogger(__name__)
 
 _FIRST_BACKOFF_S = 0.1
 _MAX_BACKOFF_S = 5.0
+_SUSPECT_POLL_S = 0.1
+# How often a request goes back to the engine after a failure that may pass.
+_MAX_RETRIES = 2
 # How long a stopping worker tries to write to a database that is away.
 _STOP_WRITE_S = 5.0
 
@@ -40,6 +43,7 @@ class StopReason(Enum):
     LEASE_LOST = "lease lost"
     CANCELLED = "job cancelled"
     DRAINING = "worker draining"
+    ENGINE_DEAD = "engine dead"
 
 
 @dataclass
@@ -51,9 +55,18 @@ class ChunkRun:
     stop_reason: StopReason | None = None
 
     def stop(self, reason: StopReason) -> None:
-        if self.stop_reason is None or reason is StopReason.LEASE_LOST:
+        if self.stop_reason is None or reason in (StopReason.LEASE_LOST, StopReason.ENGINE_DEAD):
             self.stop_reason = reason
         self.outcomes.put(None)
+
+
+@dataclass(frozen=True)
+class _Flight:
+    """A request in the engine."""
+
+    index: int
+    request: EngineRequest
+    num_retries: int = 0
 
 
 class _JobCard:
@@ -93,6 +106,8 @@ class Runner:
         self._runs: dict[str, ChunkRun] = {}
         self._cards: dict[str, _JobCard] = {}
         self._num_busy = 0
+        self._claiming = threading.Condition()
+        self._has_suspect = False
         self._draining = threading.Event()
 
     @property
@@ -137,17 +152,29 @@ class Runner:
         return num_chunks
 
     def _claim(self) -> Lease | None:
-        if self.is_draining:
-            return None
-        return self._patiently(
-            lambda: leases.claim(
-                self._database,
-                self._worker_id,
-                self._card_name,
-                self._settings.lease_s,
-                self._only_job_id,
-            )
-        )
+        """The next chunk; None when there is none, or when the worker drains.
+
+        One claim at a time, and none while a suspect chunk waits or runs: it runs alone.
+        """
+        with self._claiming:
+            while self._has_suspect and not self.is_draining:
+                self._claiming.wait(_SUSPECT_POLL_S)
+            if self.is_draining:
+                return None
+            try:
+                lease = self._patiently(
+                    lambda: leases.claim(
+                        self._database,
+                        self._worker_id,
+                        self._card_name,
+                        self._settings.lease_s,
+                        self._only_job_id,
+                    )
+                )
+            except DatabaseUnavailableError:
+                return None  # the worker drains, and will not wait for it
+            self._has_suspect = lease is not None and lease.is_suspect
+        return lease
 
     def _run(self, lease: Lease) -> None:
         run = ChunkRun(lease)
@@ -156,13 +183,17 @@ class Runner:
         if self.is_draining:  # it began between the claim and here
             run.stop(StopReason.DRAINING)
         try:
+            if lease.is_suspect:
+                self._isolate(run)
             self._run_chunk(run)
         except LeaseLostError:
             _log.warning("chunk %d: lease lost, its results are discarded", lease.chunk_id)
         except DatabaseUnavailableError:
             _log.warning("chunk %d: the database is away, its lease will expire", lease.chunk_id)
         except EngineError:
-            self._give_back_after_engine_death(run)
+            # its leases are taken back once every slot has let go: see workers.main
+            self._draining.set()
+            self._on_engine_death()
         except Exception as error:
             # A bug. Its text may quote a request; where it happened does not. The lease expires, and counts.
             trace = "".join(traceback.format_tb(error.__traceback__))
@@ -170,29 +201,35 @@ class Runner:
         finally:
             with self._lock:
                 del self._runs[lease.lease_id]
+            if lease.is_suspect:
+                with self._claiming:
+                    self._has_suspect = False
+                    self._claiming.notify_all()
 
-    def _give_back_after_engine_death(self, run: ChunkRun) -> None:
-        self._draining.set()
-        try:
-            leases.release(self._database, run.lease)
-        except (LeaseLostError, DatabaseUnavailableError):
-            _log.warning(
-                "chunk %d: could not be given back, its lease will expire",
-                run.lease.chunk_id,
-            )
-        self._on_engine_death()
+    def _isolate(self, run: ChunkRun) -> None:
+        """Wait until every other chunk of this worker is over, and write down that this one is alone."""
+        _log.warning("chunk %d is suspect: waiting to run it alone", run.lease.chunk_id)
+        while len(self.runs()) > 1 and run.stop_reason is None:
+            time.sleep(_SUSPECT_POLL_S)
+        if run.stop_reason is None:
+            self._patiently(lambda: leases.isolate(self._database, run.lease))
 
     def _run_chunk(self, run: ChunkRun) -> None:
+        if run.stop_reason is not None:
+            self._close(run, [], is_whole=False)
+            return
         pending = self._patiently(lambda: leases.load_requests(self._database, run.lease))
         card = self._card(run.lease.job_id)
         results, rendered = self._render(card, pending)
-        unfinished = {request.key: index for index, request in rendered}
+        unfinished = {request.key: _Flight(index, request) for index, request in rendered}
         self._feed.submit([request for _, request in rendered], run.outcomes.put)
         flush_at = time.monotonic() + self._settings.flush_s
         try:
             while unfinished and run.stop_reason is None:
                 for outcome in self._receive(run, flush_at):
-                    results.append(_new_result(unfinished.pop(outcome.key), outcome))
+                    flight = unfinished.pop(outcome.key)
+                    if not self._retry(flight, outcome, unfinished, run):
+                        results.append(_new_result(flight, outcome))
                 if results and unfinished and time.monotonic() >= flush_at:
                     self._record(run, results, is_last=False)
                     results = []
@@ -202,6 +239,17 @@ class Runner:
             self._feed.abort(list(unfinished))
         self._close(run, results, is_whole=not unfinished)
 
+    def _retry(
+        self, flight: _Flight, outcome: Outcome, unfinished: dict[int, _Flight], run: ChunkRun
+    ) -> bool:
+        """Hand a request to the engine again whose failure may pass, a few times."""
+        if not (isinstance(outcome, Failure) and outcome.is_transient) or flight.num_retries >= _MAX_RETRIES:
+            return False
+        request = replace(flight.request, key=self._feed.new_key())
+        unfinished[request.key] = _Flight(flight.index, request, flight.num_retries + 1)
+        self._feed.submit([request], run.outcomes.put)
+        return True
+
     def _close(self, run: ChunkRun, results: list[NewResult], *, is_whole: bool) -> None:
         if run.stop_reason is StopReason.LEASE_LOST:
             raise LeaseLostError(f"the lease on chunk {run.lease.chunk_id} is lost")
@@ -210,6 +258,8 @@ class Runner:
             return
         if results:
             self._record(run, results, is_last=False)
+        if run.stop_reason is StopReason.ENGINE_DEAD:
+            raise EngineError("the engine died")
         self._patiently(lambda: leases.release(self._database, run.lease))
 
     def _receive(self, run: ChunkRun, until: float) -> list[Outcome]:
@@ -224,7 +274,7 @@ class Runner:
         except queue.Empty:
             pass
         if self._feed.is_dead:
-            raise EngineError("the engine died")
+            run.stop(StopReason.ENGINE_DEAD)
         return received
 
     def _card(self, job_id: str) -> _JobCard:
@@ -293,9 +343,12 @@ class Runner:
                 pause_s = min(pause_s * 2, _MAX_BACKOFF_S)
 
 
-def _new_result(index: int, outcome: Outcome) -> NewResult:
+def _new_result(flight: _Flight, outcome: Outcome) -> NewResult:
+    index, num_retries = flight.index, flight.num_retries
     if isinstance(outcome, Failure):
-        return NewResult(index, error_code="engine_error", error_message=outcome.message)
+        return NewResult(
+            index, error_code="engine_error", error_message=outcome.message, num_retries=num_retries
+        )
     result = {"response": outcome.text} if outcome.pieces is None else _event_stream(outcome.pieces)
     return NewResult(
         index,
@@ -303,6 +356,7 @@ def _new_result(index: int, outcome: Outcome) -> NewResult:
         finish_reason=outcome.finish_reason,
         prompt_tokens=outcome.num_prompt_tokens,
         completion_tokens=outcome.num_completion_tokens,
+        num_retries=num_retries,
     )
 
 

@@ -7,59 +7,70 @@ vLLM's processes outlive their parent and keep the GPU's memory.
 """
 
 import contextlib
+import logging
 import os
+import secrets
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from db import queries, recovery
+from db.database import Database
+from db.errors import UnavailableError
 from jobs.settings import Settings
 from workers.private_redis import PrivateRedis
 
 _POLL_S = 0.1
 _REDIS_INTERVAL_S = 1.0
+_MAX_FAILED_LOADS = 3
 
-
-@dataclass(frozen=True)
-class WorkerOptions:
-    """What one worker is started for."""
-
-    worker_id: str
-    card_name: str
-    only_job_id: str | None = None
+_log = logging.getLogger(__name__)
 
 
 class Supervisor:
-    """One worker process, and the private Redis if the settings want one and no one else runs it."""
+    """One worker process, and the private Redis if the settings want one and no one else runs it.
 
-    def __init__(self, settings: Settings, options: WorkerOptions, log_path: Path | None = None) -> None:
+    When the worker dies, its chunks are taken back at once. With `restart` another is started, unless it was asked
+    to end, or failed to load its engine a few times in a row.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        settings: Settings,
+        card_name: str,
+        *,
+        only_job_id: str | None = None,
+        log_path: Path | None = None,
+        restart: bool = False,
+    ) -> None:
+        self._database = database
         self._settings = settings
-        self._options = options
+        self._card_name = card_name
+        self._only_job_id = only_job_id
         self._log_path = log_path
+        self._restart = restart
         self._redis = PrivateRedis(settings) if settings.has_private_broker else None
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: int | None = None
         self._look_at = 0.0
+        self._num_failed_loads = 0
+        self.worker_id = ""
 
     def start(self) -> None:
         """Start the worker; BrokerUnavailableError when there is no Redis to be had."""
         if self._redis is not None:
             self._redis.ensure(wait=True)
+        self.worker_id = f"worker_{secrets.token_hex(6)}"
         read_end, self._pipe = os.pipe()
-        command = [
-            sys.executable,
-            "-m",
-            "workers.main",
-            "--worker-id",
-            self._options.worker_id,
-        ]
-        command += ["--model", self._options.card_name, "--watch-fd", str(read_end)]
-        if self._options.only_job_id is not None:
-            command += ["--job", self._options.only_job_id]
+        command = [sys.executable, "-m", "workers.main", "--worker-id", self.worker_id]
+        command += ["--model", self._card_name, "--watch-fd", str(read_end)]
+        if self._only_job_id is not None:
+            command += ["--job", self._only_job_id]
         with self._open_log() as log:
             self._process = subprocess.Popen(
                 command,
@@ -73,18 +84,45 @@ class Supervisor:
         os.close(read_end)
 
     def poll(self) -> int | None:
-        """The worker's exit code, None while it runs; keeps the private Redis alive meanwhile."""
+        """The worker's exit code once it is over for good, None while one runs."""
         code = self._worker().poll()
-        if code is None and self._redis is not None and time.monotonic() >= self._look_at:
-            self._redis.ensure()
-            self._look_at = time.monotonic() + _REDIS_INTERVAL_S
-        return code
+        if code is None:
+            if self._redis is not None and time.monotonic() >= self._look_at:
+                self._redis.ensure()
+                self._look_at = time.monotonic() + _REDIS_INTERVAL_S
+            return None
+        was_loaded = self._bury()
+        if code == 0 or not self._restart:
+            return code
+        self._num_failed_loads = 0 if was_loaded else self._num_failed_loads + 1
+        if self._num_failed_loads >= _MAX_FAILED_LOADS:
+            return code
+        _log.warning("the worker ended with exit code %d; starting another", code)
+        self.start()
+        return None
 
     def wait(self) -> int:
-        """Wait until the worker ends by itself."""
+        """Wait until the worker ends for good."""
         while (code := self.poll()) is None:
             time.sleep(_POLL_S)
         return code
+
+    def _bury(self) -> bool:
+        """End what is left of a dead worker's session, and take its chunks back; whether it had loaded its engine."""
+        self._kill_session()
+        self._close_pipe()
+        try:
+            was_loaded = queries.has_worker_loaded(self._database, self.worker_id)
+            recovery.worker_died(self._database, self.worker_id, self._settings.max_attempts)
+        except UnavailableError as error:
+            _log.warning("its leases will expire by themselves: %s", error)
+            return True
+        return was_loaded
+
+    def _close_pipe(self) -> None:
+        if self._pipe is not None:
+            os.close(self._pipe)
+            self._pipe = None
 
     def stop(self) -> int | None:
         """SIGTERM, and SIGKILL once the grace is over or Ctrl-C comes again; the worker's exit code.
@@ -100,11 +138,12 @@ class Supervisor:
                 with contextlib.suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
                     self._process.wait(self._settings.stop_grace_s)
             self._kill_session()
-            return self._process.wait()
+            code = self._process.wait()
+            if code != 0:
+                self._bury()
+            return code
         finally:
-            if self._pipe is not None:
-                os.close(self._pipe)
-                self._pipe = None
+            self._close_pipe()
             if self._redis is not None:
                 self._redis.stop()
 

@@ -128,7 +128,7 @@ class VllmEngine:
         self._pieces.pop(id_, None)
         self._num_tokens.pop(id_, None)
         if completion.finish_reason not in ("stop", "length"):
-            return Failure(int(id_), f"the engine gave it up ({completion.finish_reason})")
+            return Failure(int(id_), f"the engine gave it up ({completion.finish_reason})", is_transient=True)
         return Completion(
             key=int(id_),
             text=completion.text if pieces is None else "".join(pieces),

@@ -82,7 +82,9 @@ def test_greedy_answers_are_those_of_vllm_called_directly(
     direct, reversed_ = json.loads((tmp_path / "direct.json").read_text())
     own_share = sum(direct[key] == reversed_[key] for key in direct) / _NUM_REQUESTS
     share = max(sum(ours[key] == other[key] for key in ours) for other in (direct, reversed_)) / _NUM_REQUESTS
-    print(f"agreement with LLM.chat/generate {share:.3f}, of LLM with itself in another order {own_share:.3f}")
+    print(
+        f"agreement with LLM.chat/generate {share:.3f}, of LLM with itself in another order {own_share:.3f}"
+    )
     assert ours.keys() == direct.keys()
     # In bfloat16 a batch of another make-up may round otherwise; more may not differ than by that.
     assert share >= own_share - 2 / _NUM_REQUESTS

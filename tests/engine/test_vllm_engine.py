@@ -60,9 +60,7 @@ def _generate(feed: Feed, generations: Sequence[Generation], limits: Limits = _L
         )
     feed.submit(requests, received.put)
     outcomes = {outcome.key: outcome for outcome in (received.get(timeout=120) for _ in requests)}
-    return [
-        prompt if key is None else outcomes[key] for key, prompt in zip(keys, prompts, strict=True)
-    ]
+    return [prompt if key is None else outcomes[key] for key, prompt in zip(keys, prompts, strict=True)]
 
 
 def test_a_prompt_is_one_user_message(feed: Feed) -> None:
@@ -148,7 +146,9 @@ def test_one_bad_request_never_fails_its_neighbours(feed: Feed) -> None:
 
 def test_a_seed_repeats(feed: Feed) -> None:
     hot = replace(_GREEDY, prompt="Write a line of a poem.", sampling={"temperature": 1.0, "seed": 11})
-    first, second, other = _generate(feed, [hot, hot, replace(hot, sampling={"temperature": 1.0, "seed": 12})])
+    first, second, other = _generate(
+        feed, [hot, hot, replace(hot, sampling={"temperature": 1.0, "seed": 12})]
+    )
     assert first.text == second.text
     assert first.text != other.text
 

@@ -150,7 +150,9 @@ def test_an_urgent_job_overtakes(make_cli: MakeCli, home: Path, tmp_path: Path) 
     assert cli.run("cancel", big).returncode == 0
 
 
-def test_work_goes_on_while_redis_is_away(make_cli: MakeCli, redis: Redis, home: Path, tmp_path: Path) -> None:
+def test_work_goes_on_while_redis_is_away(
+    make_cli: MakeCli, redis: Redis, home: Path, tmp_path: Path
+) -> None:
     cli = make_cli(echo_latency_s=0.3, broker_url=redis.url)
     cli.start("worker")
     first = _submit(cli, write_requests(tmp_path / "first.jsonl", 200))

@@ -38,7 +38,9 @@ def test_every_command_it_shows_exists() -> None:
         while isinstance(command, click.Group):
             command = command.commands[words.pop(0)]
         options = {name for parameter in command.params for name in parameter.opts}
-        assert options.issuperset(word.split("=")[0] for word in words if word.startswith("-") and word != "-")
+        assert options.issuperset(
+            word.split("=")[0] for word in words if word.startswith("-") and word != "-"
+        )
 
 
 def test_every_make_target_it_names_exists() -> None:

@@ -25,23 +25,23 @@ def upgrade() -> None:
         sa.Column("input_sha256", sa.String(length=64), nullable=True),
         sa.Column("num_requests", sa.BigInteger(), server_default="0", nullable=False),
         sa.Column("submit_lease_until", sa.Float(), nullable=True),
+        sa.Column("deadline_at", sa.Float(), nullable=True),
         sa.Column("created_at", sa.Float(), nullable=False),
         sa.Column("started_at", sa.Float(), nullable=True),
         sa.Column("finished_at", sa.Float(), nullable=True),
         sa.CheckConstraint(
-            "(state = 'validating') = (submit_lease_until IS NOT NULL)",
-            name=op.f("ck_jobs_submit_lease"),
+            "(state = 'validating') = (submit_lease_until IS NOT NULL)", name=op.f("ck_jobs_submit_lease")
         ),
         sa.CheckConstraint(
-            "(state IN ('completed', 'cancelled')) = (finished_at IS NOT NULL)",
+            "(state IN ('completed', 'cancelled', 'expired')) = (finished_at IS NOT NULL)",
             name=op.f("ck_jobs_finished"),
         ),
         sa.CheckConstraint(
-            "state = 'validating' OR input_sha256 IS NOT NULL",
-            name=op.f("ck_jobs_whole"),
+            "state IN ('validating', 'deleting') OR input_sha256 IS NOT NULL", name=op.f("ck_jobs_whole")
         ),
         sa.CheckConstraint(
-            "state IN ('validating', 'queued', 'in_progress', 'cancelling', 'completed', 'cancelled')",
+            "state IN ('validating', 'queued', 'in_progress', 'cancelling',"
+            " 'completed', 'cancelled', 'expired', 'deleting')",
             name=op.f("ck_jobs_state"),
         ),
         sa.CheckConstraint("num_requests >= 0", name=op.f("ck_jobs_num_requests")),
@@ -88,10 +88,7 @@ def upgrade() -> None:
             "(status = 'failed') = (error_code IS NOT NULL) AND (error_code IS NULL) = (error_message IS NULL)",
             name=op.f("ck_results_error"),
         ),
-        sa.CheckConstraint(
-            "(status = 'succeeded') = (result IS NOT NULL)",
-            name=op.f("ck_results_result"),
-        ),
+        sa.CheckConstraint("(status = 'succeeded') = (result IS NOT NULL)", name=op.f("ck_results_result")),
         sa.CheckConstraint("status IN ('succeeded', 'failed')", name=op.f("ck_results_status")),
         sa.PrimaryKeyConstraint("job_id", "index", name=op.f("pk_results")),
         sqlite_with_rowid=False,
@@ -107,31 +104,27 @@ def upgrade() -> None:
         sa.Column("started_at", sa.Float(), nullable=False),
         sa.Column("heartbeat_at", sa.Float(), nullable=False),
         sa.CheckConstraint(
-            "state IN ('starting', 'ready', 'draining', 'stopped', 'gone')",
-            name=op.f("ck_workers_state"),
+            "state IN ('starting', 'ready', 'draining', 'stopped', 'gone')", name=op.f("ck_workers_state")
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_workers")),
     )
     with op.batch_alter_table("workers", schema=None) as batch_op:
         batch_op.create_index(
-            batch_op.f("ix_workers_state_heartbeat_at"),
-            ["state", "heartbeat_at"],
-            unique=False,
+            batch_op.f("ix_workers_state_heartbeat_at"), ["state", "heartbeat_at"], unique=False
         )
 
     op.create_table(
         "chunks",
         sa.Column(
-            "id",
-            sa.BigInteger().with_variant(sa.Integer(), "sqlite"),
-            autoincrement=True,
-            nullable=False,
+            "id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False
         ),
         sa.Column("job_id", sa.String(length=32), nullable=False),
         sa.Column("first_index", sa.BigInteger(), nullable=False),
         sa.Column("num_requests", sa.Integer(), nullable=False),
         sa.Column("state", sa.String(length=16), nullable=False),
         sa.Column("attempt", sa.Integer(), server_default="0", nullable=False),
+        sa.Column("is_suspect", sa.Boolean(), server_default=sa.text("0"), nullable=False),
+        sa.Column("is_alone", sa.Boolean(), server_default=sa.text("0"), nullable=False),
         sa.Column("lease_id", sa.String(length=32), nullable=True),
         sa.Column("lease_until", sa.Float(), nullable=True),
         sa.Column("worker_id", sa.String(length=32), nullable=True),
@@ -148,16 +141,16 @@ def upgrade() -> None:
             name=op.f("ck_chunks_lease"),
         ),
         sa.CheckConstraint(
-            "state <> 'done' OR num_succeeded + num_failed = num_requests",
-            name=op.f("ck_chunks_done"),
+            "NOT is_alone OR (is_suspect AND state = 'running')", name=op.f("ck_chunks_alone")
         ),
         sa.CheckConstraint(
-            "state IN ('queued', 'running', 'done', 'cancelled')",
-            name=op.f("ck_chunks_state"),
+            "state <> 'done' OR num_succeeded + num_failed = num_requests", name=op.f("ck_chunks_done")
         ),
         sa.CheckConstraint(
-            "num_requests > 0 AND first_index >= 0 AND attempt >= 0",
-            name=op.f("ck_chunks_range"),
+            "state IN ('queued', 'running', 'done', 'cancelled', 'expired')", name=op.f("ck_chunks_state")
+        ),
+        sa.CheckConstraint(
+            "num_requests > 0 AND first_index >= 0 AND attempt >= 0", name=op.f("ck_chunks_range")
         ),
         sa.CheckConstraint(
             "num_succeeded >= 0 AND num_failed >= 0 AND num_succeeded + num_failed <= num_requests",
