@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from jobs.cards import Card, Limits
+from jobs.cards import Limits
 from jobs.generation import Generation
 from jobs.rendering import Rendered
 from jobs.schema import Problem
-from jobs.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -73,14 +72,3 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Give back its memory and its processes."""
-
-
-def create_engine(settings: Settings, card: Card) -> Engine:
-    """The engine that the settings name, loaded: this takes as long as the weights do."""
-    if settings.engine == "echo":
-        from workers.echo_engine import EchoEngine
-
-        return EchoEngine(settings.engine_num_seqs or 64, settings.echo_latency_s)
-    from workers.vllm_engine import VllmEngine
-
-    return VllmEngine(settings, card)

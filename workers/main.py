@@ -18,7 +18,7 @@ from db.upgrade import open_database
 from jobs.cards import Card, find_card
 from jobs.settings import Settings, load_settings
 from workers.celery_app import create_app, run_worker
-from workers.engine import create_engine
+from workers.engine import Engine
 from workers.feed import Feed
 from workers.housekeeping import Heartbeat, Sweeper
 from workers.runner import Runner
@@ -31,6 +31,7 @@ EXIT_UNAVAILABLE = 6
 
 _log = logging.getLogger("promptmill")
 _MIN_CHUNKS = 4
+_ECHO_NUM_SEQS = 64
 
 
 def main() -> int:
@@ -57,6 +58,17 @@ def main() -> int:
     except PromptmillError as error:
         _log.critical("%s", error)
         return 1
+
+
+def _create_engine(settings: Settings, card: Card) -> Engine:
+    """The engine that the settings name, loaded: this takes as long as the weights do."""
+    if settings.engine == "echo":
+        from workers.echo_engine import EchoEngine
+
+        return EchoEngine(settings.engine_num_seqs or _ECHO_NUM_SEQS, settings.echo_latency_s)
+    from workers.vllm_engine import VllmEngine
+
+    return VllmEngine(settings, card)
 
 
 def _die_with_supervisor(watch_fd: int) -> None:
@@ -99,7 +111,7 @@ class _Worker:
             )
         heartbeat = Heartbeat(database, settings, self._worker_id)
         heartbeat.start()
-        feed = Feed(lambda: create_engine(settings, self._card))
+        feed = Feed(lambda: _create_engine(settings, self._card))
         try:
             self._serve(database, heartbeat, feed)
         except _StoppedError:
