@@ -2,7 +2,7 @@
 # Needs make, sh and Python 3.11 or newer; everything else comes through pip into .venv.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check bench lock clean
+.PHONY: help run test check bench chaos lock clean
 .SUFFIXES:
 # Two goals of one command line share .venv, and pip may not change it twice at once.
 .NOTPARALLEL:
@@ -48,6 +48,7 @@ help:
 	@echo 'make test   set up, then run all tests'
 	@echo 'make check  ruff, mypy, then all tests'
 	@echo 'make bench  measure against calling the engine directly'
+	@echo 'make chaos  break everything for some minutes, and count what was lost'
 	@echo 'make lock   write requirements/*.txt anew from pyproject.toml'
 	@echo 'make clean  remove .venv, out and caches; jobs and results in .promptmill stay'
 	@echo 'make help   this list'
@@ -69,6 +70,9 @@ check: $(TESTS) $(TEST_NEEDS)
 
 bench: $(TESTS) $(TEST_NEEDS)
 	.venv/bin/python -m benchmarks
+
+chaos: $(TESTS)
+	.venv/bin/python -m benchmarks.chaos
 
 # Hangs on no list, because it is what mends a list that no longer installs.
 lock: | $(VENV)

@@ -225,6 +225,7 @@ KINDS: list[tuple[PromptmillError, Exit]] = [
     (errors.NotFoundError("x"), Exit.NOT_FOUND),
     (errors.WrongStateError("job x", "queued", frozenset({"completed"})), Exit.WRONG_STATE),
     (errors.LeaseLostError("x"), Exit.WRONG_STATE),
+    (errors.UnsoundError("x"), Exit.WRONG_STATE),
     (errors.UnavailableError("x"), Exit.UNAVAILABLE),
     (errors.DatabaseUnavailableError("x"), Exit.UNAVAILABLE),
     (errors.BrokerUnavailableError("x"), Exit.UNAVAILABLE),

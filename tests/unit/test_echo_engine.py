@@ -8,7 +8,8 @@ from jobs.rendering import Rendered
 from jobs.schema import Problem
 from workers import echo_engine
 from workers.echo_engine import EchoEngine
-from workers.engine import Completion, EngineRequest, create_engine
+from workers.engine import Completion, EngineRequest
+from workers.main import _create_engine
 
 LIMITS = Limits(max_input_length=10, max_total_tokens=14, max_batch_prefill_tokens=100)
 
@@ -184,6 +185,6 @@ def test_the_settings_choose_it() -> None:
     from jobs.settings import Settings
 
     settings = Settings(engine="echo", engine_num_seqs=3, echo_latency_s=0.5)
-    engine = create_engine(settings, find_card(Path("no-home"), "smollm2-135m-instruct"))
+    engine = _create_engine(settings, find_card(Path("no-home"), "smollm2-135m-instruct"))
     assert isinstance(engine, EchoEngine)
     assert (engine.label, engine.num_seqs) == ("echo", 3)
