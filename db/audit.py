@@ -22,7 +22,7 @@ class Audit:
 
 
 def audit(database: Database, job_id: str) -> Audit:
-    """For a job that is over, whose rows stand still. The caller has checked that there is one."""
+    """For a job that is over, whose rows stand still. The caller checks that there is one."""
     with database.read() as tx:
         tiles = tx.execute(
             select(chunks.c.first_index, chunks.c.num_requests)
@@ -55,7 +55,7 @@ def audit(database: Database, job_id: str) -> Audit:
             return int(tx.execute(statement).scalar_one())
 
         return Audit(
-            num_declared=tx.execute(select(jobs.c.num_requests).where(jobs.c.id == job_id)).scalar_one(),
+            num_declared=tx.execute(select(jobs.c.num_requests).where(jobs.c.id == job_id)).scalar() or 0,
             num_requests=count(requests, requests.c.job_id == job_id),
             num_results=count(results, results.c.job_id == job_id),
             num_tiled=num_tiled,

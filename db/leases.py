@@ -75,11 +75,14 @@ def claim(
     Best is: highest priority, then the job with the fewest chunks running, then the oldest. So an urgent job
     goes first, equal jobs share, and a big job cannot starve a small one.
     """
-    with database.write() as tx:
-        for candidate in _candidates(tx, card_name, job_id):
+    with database.read() as tx:
+        candidates = _candidates(tx, card_name, job_id)
+    for candidate in candidates:
+        # a transaction each: two claims that held several jobs' rows could wait for each other
+        with database.write() as tx:
             lease = _claim_from(tx, candidate.id, candidate.state, worker_id, lease_s)
-            if lease is not None:
-                return lease
+        if lease is not None:
+            return lease
     return None
 
 
@@ -118,8 +121,8 @@ def _claim_from(tx: Connection, job_id: str, state: str, worker_id: str, lease_s
     is_first = state == JobState.QUEUED
     locked = select(jobs.c.state).where(jobs.c.id == job_id)
     locked = locked.with_for_update(key_share=True) if is_first else locked.with_for_update(read=True)
-    state = tx.execute(locked).scalar_one()
-    if (state == JobState.QUEUED and not is_first) or state not in (JobState.QUEUED, JobState.IN_PROGRESS):
+    now = tx.execute(locked).scalar()
+    if (now == JobState.QUEUED and not is_first) or now not in (JobState.QUEUED, JobState.IN_PROGRESS):
         return None
     chunk_id = tx.execute(
         select(chunks.c.id)
@@ -130,7 +133,7 @@ def _claim_from(tx: Connection, job_id: str, state: str, worker_id: str, lease_s
     ).scalar()
     if chunk_id is None:
         return None
-    if state == JobState.QUEUED:
+    if now == JobState.QUEUED:
         transitions.start_job(tx, job_id)
     return transitions.claim_chunk(tx, chunk_id, worker_id, lease_s)
 
@@ -170,6 +173,7 @@ def renew(database: Database, worker_id: str, leases: Sequence[Lease], lease_s: 
         _beat(tx, worker_id)
         if not ids:
             return Renewal(frozenset(), frozenset())
+        transitions.lock_chunks(tx, chunks.c.lease_id.in_(ids))
         tx.execute(update(chunks).where(chunks.c.lease_id.in_(ids)).values(lease_until=now_s() + lease_s))
         held: Mapping[str, str] = {
             row.lease_id: row.state

@@ -91,7 +91,8 @@ def _bury(database: Database, is_dead: ColumnElement[bool], max_attempts: int) -
         rows = tx.execute(select(chunks).where(chunks.c.state == ChunkState.RUNNING, is_dead)).all()
     deaths: Counter[_Death] = Counter()
     for row in rows:
-        with contextlib.suppress(LeaseLostError, WrongStateError):  # renewed, or another sweeper came first
+        # renewed, or another sweeper came first, or its job is over and deleted since
+        with contextlib.suppress(LeaseLostError, WrongStateError, NotFoundError):
             deaths[_put_back(database, transitions.lease_of(row), is_dead, max_attempts)] += 1
     return deaths
 
@@ -99,16 +100,19 @@ def _bury(database: Database, is_dead: ColumnElement[bool], max_attempts: int) -
 def _put_back(database: Database, lease: Lease, is_dead: ColumnElement[bool], max_attempts: int) -> _Death:
     with database.write() as tx:
         job_state = transitions.lock_job(tx, lease.job_id)
-        _hold(tx, lease, is_dead)
+        lease = _hold(tx, lease, is_dead)
         death = _judge(tx, lease, job_state, max_attempts)
         transitions.close_job_if_over(tx, lease.job_id, job_state)
     return death
 
 
-def _hold(tx: Connection, lease: Lease, is_dead: ColumnElement[bool]) -> None:
-    held = select(chunks.c.id).where(chunks.c.lease_id == lease.lease_id, is_dead).with_for_update()
-    if tx.execute(held).scalar() is None:
+def _hold(tx: Connection, lease: Lease, is_dead: ColumnElement[bool]) -> Lease:
+    """Lock the chunk's row while `is_dead` holds; the lease as it stands now, since it may have become alone."""
+    held = select(chunks).where(chunks.c.lease_id == lease.lease_id, is_dead).with_for_update()
+    row = tx.execute(held).one_or_none()
+    if row is None:
         raise LeaseLostError(f"the lease on chunk {lease.chunk_id} was renewed")
+    return transitions.lease_of(row)
 
 
 def _judge(tx: Connection, lease: Lease, job_state: JobState, max_attempts: int) -> _Death:
@@ -193,7 +197,7 @@ def _expire_jobs(database: Database) -> int:
         )
     num_expired = 0
     for job_id in ids:
-        with contextlib.suppress(LeaseLostError, WrongStateError), database.write() as tx:
+        with contextlib.suppress(LeaseLostError, WrongStateError, NotFoundError), database.write() as tx:
             transitions.expire_job(tx, job_id)
             num_expired += 1
     return num_expired

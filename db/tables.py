@@ -1,7 +1,7 @@
 """The tables. Their CHECKs and unique keys repeat the rules, so that a bug is an error and not a wrong row.
 
 Requests and results carry no foreign key to chunks or jobs: on Postgres each row written would lock its
-job's row. `transitions.delete_job` removes them; nothing else deletes.
+job's row. `transitions.erase_rows` removes them; nothing else deletes.
 
 Every `x_at` is in seconds since 1970 UTC, by the database's clock: only that clock judges leases.
 """

@@ -238,15 +238,23 @@ def expire_job(tx: Connection, job_id: str) -> None:
         jobs.c.deadline_at < now_s(),
         finished_at=now_s(),
     )
+    is_open = (chunks.c.job_id == job_id) & chunks.c.state.in_(CHUNK_ARROWS["expire"].sources)
+    lock_chunks(tx, is_open)
     tx.execute(
         update(chunks)
-        .where(chunks.c.job_id == job_id, chunks.c.state.in_(CHUNK_ARROWS["expire"].sources))
+        .where(is_open)
         .values(state=CHUNK_ARROWS["expire"].target, finished_at=now_s(), **_NO_LEASE)
     )
 
 
 def _has_no_open_chunk() -> ColumnElement[bool]:
     return ~select(chunks.c.id).where(chunks.c.job_id == jobs.c.id, chunks.c.state.in_(_OPEN_CHUNK)).exists()
+
+
+def lock_chunks(tx: Connection, which: ColumnElement[bool]) -> None:
+    """Take running chunks by their ids, as whoever changes several of them must: an update takes them in any
+    order, and two such (a renewal and a deadline) could wait for each other."""
+    tx.execute(select(chunks.c.id).where(which).order_by(chunks.c.id).with_for_update()).all()
 
 
 def lock_job(tx: Connection, job_id: str) -> JobState:

@@ -49,7 +49,8 @@ def export(database: Database, job_id: str, path: str) -> int:
     """Write every outcome there is by now to `path` (`-` is stdout); the number of lines.
 
     The file appears whole or not at all: it is written under a temporary name beside it, and renamed.
-    OutputError when that cannot be done; then the file that was there before is untouched.
+    OutputError when that cannot be done, NotFoundError when the job is deleted meanwhile; then the file that was
+    there before is untouched.
     """
     queries.get_job(database, job_id)
     check_output(path)
@@ -58,6 +59,8 @@ def export(database: Database, job_id: str, path: str) -> int:
         for outcome in queries.iterate_outcomes(database, job_id):
             file.write(format_line(outcome))
             num_lines += 1
+        # deleted meanwhile, it lacks rows: invisible comes first, so whoever is visible now was whole until now
+        queries.get_job(database, job_id)
     return num_lines
 
 

@@ -1,7 +1,10 @@
 """Deleting jobs that are over, with all their rows."""
 
+import contextlib
+
 from db import queries, recovery, transitions
 from db.database import Database
+from db.errors import NotFoundError, WrongStateError
 from db.queries import Job
 
 _PAGE_JOBS = 100
@@ -13,8 +16,12 @@ def delete(database: Database, job_id: str) -> None:
     After a crash in the middle a sweeper goes on. NotFoundError for a second call, WrongStateError while the job
     is not over: cancel it first.
     """
-    with database.write() as tx:
-        transitions.delete_job(tx, job_id)
+    try:
+        with database.write() as tx:
+            transitions.delete_job(tx, job_id)
+    except WrongStateError:
+        queries.get_job(database, job_id)  # one that is staged, or being deleted, is not there
+        raise
     recovery.erase_job(database, job_id)
 
 
@@ -25,6 +32,7 @@ def prune(database: Database, older_than_s: float, *, is_dry_run: bool) -> list[
     pruned: list[Job] = []
     while page := queries.list_finished(database, older_than_s, _PAGE_JOBS):
         for job in page:
-            delete(database, job.id)
-            pruned.append(job)
+            with contextlib.suppress(NotFoundError):  # somebody else prunes too
+                delete(database, job.id)
+                pruned.append(job)
     return pruned

@@ -1,5 +1,6 @@
 """The invariants that a user would check by hand: `promptmill verify`."""
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,7 +9,8 @@ import orjson
 from db import audit, queries
 from db.database import Database
 from db.errors import InputError, UnsoundError, WrongStateError
-from db.states import FINAL_STATES
+from db.queries import Outcome
+from db.states import FINAL_STATES, ResultStatus
 from jobs.export import format_line
 from jobs.reader import hash_file
 
@@ -21,7 +23,11 @@ def verify(
     `input_path` is the file it was made from, `output_path` one that its results were written to. WrongStateError
     while the job runs: its rows move.
     """
-    return list(_checks(database, job_id, input_path, output_path))
+    try:
+        return list(_checks(database, job_id, input_path, output_path))
+    except UnsoundError:
+        queries.get_job(database, job_id)  # deleted meanwhile, it is not found, and not unsound
+        raise
 
 
 def _checks(
@@ -39,10 +45,18 @@ def _checks(
     yield f"{found.num_results:,} results, as many as are counted"
     _expect(found.num_open_chunks, 0, "chunks open or leased", "expected of a job that is over")
     yield "no chunk is open, no lease lives"
-    num_lines = _compare(database, job_id, output_path)
-    closed = job.counts.num_closed
-    _expect(num_lines, closed, "outcomes to export", "outcomes counted")
-    yield f"{num_lines:,} outcomes, each index once" + (f", as in {output_path}" if output_path else "")
+    seen = _compare(database, job_id, output_path)
+    for status in ResultStatus:
+        _expect(seen[status], getattr(job.counts, status), f"outcomes {status}", "counted")
+    for status in (ResultStatus.CANCELLED, ResultStatus.EXPIRED):
+        if status.value != job.state.value:
+            _expect(seen[status], 0, f"outcomes {status}", f"expected of a job that is {job.state}")
+    _expect(seen["prompt_tokens"], job.prompt_tokens, "prompt tokens of outcomes", "counted")
+    _expect(seen["completion_tokens"], job.completion_tokens, "completion tokens of outcomes", "counted")
+    _expect(job.counts.num_closed, found.num_declared, "outcomes", "requests submitted")
+    yield f"{job.counts.num_closed:,} outcomes, each index once" + (
+        f", as in {output_path}" if output_path else ""
+    )
     if input_path is not None:
         sha256 = hash_file(input_path)
         if sha256 is None:
@@ -56,20 +70,34 @@ def _expect(found: object, expected: object, what: str, of_what: str) -> None:
         raise UnsoundError(f"{found} {what}, {expected} {of_what}")
 
 
-def _compare(database: Database, job_id: str, output_path: str | None) -> int:
-    """The number of outcomes, each index once and in order; each line of the output file the same."""
+def _compare(database: Database, job_id: str, output_path: str | None) -> Counter[str]:
+    """The outcomes by status, and their tokens; each index once and in order, each line of the output the same."""
     lines = _lines_of(output_path) if output_path is not None else None
-    num_lines, last = 0, -1
+    seen: Counter[str] = Counter()
+    num_lines = 0
     for outcome in queries.iterate_outcomes(database, job_id):
-        if outcome.index <= last:
-            raise UnsoundError(f"index {outcome.index} comes after index {last}")
-        last = outcome.index
+        if outcome.index != num_lines:
+            raise UnsoundError(f"index {outcome.index} comes where index {num_lines} should")
         num_lines += 1
-        if lines is not None and orjson.loads(next(lines, b"null")) != orjson.loads(format_line(outcome)):
-            raise UnsoundError(f"{output_path}: line {num_lines} is not the outcome of index {outcome.index}")
+        if lines is not None:
+            _expect_line(next(lines, None), outcome, f"{output_path}: line {num_lines}")
+        seen[outcome.status] += 1
+        seen["prompt_tokens"] += outcome.prompt_tokens or 0
+        seen["completion_tokens"] += outcome.completion_tokens or 0
     if lines is not None and next(lines, None) is not None:
         raise UnsoundError(f"{output_path} has more than {num_lines} lines")
-    return num_lines
+    return seen
+
+
+def _expect_line(line: bytes | None, outcome: Outcome, where: str) -> None:
+    if line is None:
+        raise UnsoundError(f"{where} is missing, the outcome of index {outcome.index}")
+    try:
+        is_same = orjson.loads(line) == orjson.loads(format_line(outcome))
+    except orjson.JSONDecodeError:
+        is_same = False
+    if not is_same:
+        raise UnsoundError(f"{where} is not the outcome of index {outcome.index}")
 
 
 def _lines_of(path: str) -> Iterator[bytes]:

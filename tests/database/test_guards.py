@@ -1,5 +1,7 @@
 """An arrow asks for more than the state: the row, the lease, and that the lease lives or is over."""
 
+from dataclasses import replace
+
 import pytest
 from database.raw_rows import (
     LEASE_COLUMNS,
@@ -12,14 +14,17 @@ from database.raw_rows import (
     move_worker,
 )
 from database.rows import row_of
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from db import transitions
 from db.database import Database
-from db.errors import LeaseLostError, NotFoundError
-from db.states import CHUNK_ARROWS, JOB_ARROWS, WORKER_ARROWS, ChunkState, JobState, WorkerState
+from db.errors import LeaseLostError, NotFoundError, WrongStateError
+from db.states import JOB_ARROWS, WORKER_ARROWS, ChunkState, JobState, WorkerState
 from db.tables import chunks, jobs, now_s, workers
 from db.transitions import Lease
+
+# Arrows of a chunk that take the holder's lease.
+_LEASED = ["finish", "release", "requeue", "split", "cancel"]
 
 
 @pytest.mark.parametrize("arrow", JOB_ARROWS)
@@ -67,13 +72,51 @@ def test_a_job_does_not_end_while_a_chunk_is_open(
         assert row_of(tx, jobs, lease.job_id) == before
 
 
-@pytest.mark.parametrize("arrow", ["finish", "release", "requeue", "cancel"])
-def test_a_chunk_that_is_given_up_holds_no_lease(shared_database: Database, arrow: str) -> None:
+@pytest.mark.parametrize("deadline_at", [None, "later"])
+def test_a_job_does_not_expire_before_its_deadline_nor_without_one(
+    shared_database: Database, deadline_at: str | None
+) -> None:
     with shared_database.write() as tx:
-        lease = insert_chunk(tx, ChunkState.RUNNING, lease_left_s=-1.0)
+        lease = insert_chunk(tx, ChunkState.RUNNING)
+        later = None if deadline_at is None else now_s() + 60
+        tx.execute(update(jobs).where(jobs.c.id == lease.job_id).values(deadline_at=later))
+        before = row_of(tx, jobs, lease.job_id), row_of(tx, chunks, lease.chunk_id)
+        with pytest.raises(LeaseLostError):
+            transitions.expire_job(tx, lease.job_id)
+        assert (row_of(tx, jobs, lease.job_id), row_of(tx, chunks, lease.chunk_id)) == before
+
+
+@pytest.mark.parametrize("state", [state for state in JobState if state is not JobState.DELETING])
+def test_only_a_job_that_is_deleting_is_erased(shared_database: Database, state: JobState) -> None:
+    with shared_database.write() as tx:
+        job_id = insert_job(tx, state)
+        before = row_of(tx, jobs, job_id)
+        with pytest.raises(WrongStateError):
+            transitions.erase_job(tx, job_id)
+        assert row_of(tx, jobs, job_id) == before
+        assert not transitions.erase_job(tx, "job_missing")
+
+
+@pytest.mark.parametrize("arrow", _LEASED)
+def test_a_chunk_that_is_given_up_holds_no_lease_and_is_not_alone(
+    shared_database: Database, arrow: str
+) -> None:
+    with shared_database.write() as tx:
+        lease = insert_chunk(tx, ChunkState.RUNNING, lease_left_s=-1.0, is_alone=True)
         move_chunk(tx, arrow, lease)
         row = row_of(tx, chunks, lease.chunk_id)
     assert {row[name] for name in LEASE_COLUMNS} == {None}
+    # once a suspect, always one
+    assert (row["is_suspect"], row["is_alone"]) == (True, False)
+
+
+def test_a_job_that_expires_ends_the_lease_of_a_suspect_that_is_alone(shared_database: Database) -> None:
+    with shared_database.write() as tx:
+        lease = insert_chunk(tx, ChunkState.RUNNING, is_alone=True)
+        transitions.expire_job(tx, lease.job_id)
+        row = row_of(tx, chunks, lease.chunk_id)
+    assert {row[name] for name in LEASE_COLUMNS} == {None}
+    assert not row["is_alone"]
 
 
 def test_a_claim_counts_the_attempt_and_says_what_is_leased(shared_database: Database) -> None:
@@ -98,13 +141,13 @@ def test_an_attempt_counts_unless_the_worker_gave_the_chunk_back(
         assert row_of(tx, chunks, lease.chunk_id)["attempt"] == attempt
 
 
-@pytest.mark.parametrize("arrow", CHUNK_ARROWS)
+@pytest.mark.parametrize("arrow", ["claim", *_LEASED])
 def test_a_chunk_that_is_missing_is_not_found(shared_database: Database, arrow: str) -> None:
     with shared_database.write() as tx, pytest.raises(NotFoundError, match="no chunk 999999"):
         move_chunk(tx, arrow, Lease("l" * 32, 999_999, "job_missing", 0, 3, 1))
 
 
-@pytest.mark.parametrize("arrow", ["finish", "release", "requeue", "cancel"])
+@pytest.mark.parametrize("arrow", _LEASED)
 def test_a_running_chunk_does_not_move_under_another_lease(shared_database: Database, arrow: str) -> None:
     with shared_database.write() as tx:
         lease = insert_chunk(tx, ChunkState.RUNNING, lease_left_s=-1.0)
@@ -115,41 +158,44 @@ def test_a_running_chunk_does_not_move_under_another_lease(shared_database: Data
         assert row_of(tx, chunks, lease.chunk_id) == before
 
 
-def test_a_chunk_is_not_requeued_before_its_lease_is_over(shared_database: Database) -> None:
-    with shared_database.write() as tx:
-        lease = insert_chunk(tx, ChunkState.RUNNING, lease_left_s=60.0)
-        before = row_of(tx, chunks, lease.chunk_id)
-        with pytest.raises(LeaseLostError):
-            transitions.requeue_chunk(tx, lease)
-        assert row_of(tx, chunks, lease.chunk_id) == before
-
-
-def test_a_queued_chunk_is_not_cancelled_under_the_lease_it_had(shared_database: Database) -> None:
-    with shared_database.write() as tx:
-        lease = insert_chunk(tx, ChunkState.QUEUED)
-        before = row_of(tx, chunks, lease.chunk_id)
-        with pytest.raises(LeaseLostError):
-            transitions.cancel_chunk(tx, lease)
-        assert row_of(tx, chunks, lease.chunk_id) == before
-
-
-@pytest.mark.parametrize("state", [ChunkState.RUNNING, ChunkState.DONE, ChunkState.CANCELLED])
-def test_cancelling_a_job_leaves_alone_what_is_not_queued(
-    shared_database: Database, state: ChunkState
+def test_a_split_keeps_the_attempts_and_leaves_its_results_with_their_parts(
+    shared_database: Database,
 ) -> None:
+    with shared_database.write() as tx:
+        lease = insert_chunk(tx, ChunkState.RUNNING)
+        move_chunk(tx, "split", lease)
+        parts = tx.execute(select(chunks).where(chunks.c.job_id == lease.job_id).order_by(chunks.c.id)).all()
+    assert [part.id == lease.chunk_id for part in parts] == [True, False]
+    assert [(part.first_index, part.num_requests, part.num_succeeded) for part in parts] == [
+        (0, 2, 2),
+        (2, 1, 1),
+    ]
+    assert {(part.state, part.attempt, part.is_suspect, part.is_alone) for part in parts} == {
+        (ChunkState.QUEUED, 1, True, False)
+    }
+
+
+@pytest.mark.parametrize("state", ChunkState)
+def test_only_a_suspect_that_somebody_holds_is_isolated(shared_database: Database, state: ChunkState) -> None:
     with shared_database.write() as tx:
         lease = insert_chunk(tx, state)
         before = row_of(tx, chunks, lease.chunk_id)
-        transitions.cancel_job(tx, lease.job_id)
+        with pytest.raises(LeaseLostError):
+            transitions.isolate_chunk(tx, lease)
         assert row_of(tx, chunks, lease.chunk_id) == before
 
 
-def test_cancelling_a_job_leaves_other_jobs_alone(shared_database: Database) -> None:
+def test_a_suspect_is_isolated_by_the_holder_of_its_lease_alone(shared_database: Database) -> None:
     with shared_database.write() as tx:
-        lease, other = insert_chunk(tx, ChunkState.QUEUED), insert_chunk(tx, ChunkState.QUEUED)
-        before = row_of(tx, chunks, other.chunk_id)
-        transitions.cancel_job(tx, lease.job_id)
-        assert row_of(tx, chunks, other.chunk_id) == before
+        lease = insert_chunk(tx, ChunkState.RUNNING, is_alone=True)
+        tx.execute(update(chunks).where(chunks.c.id == lease.chunk_id).values(is_alone=False))
+        before = row_of(tx, chunks, lease.chunk_id)
+        with pytest.raises(LeaseLostError):
+            transitions.isolate_chunk(tx, replace(lease, lease_id="o" * 32))
+        assert row_of(tx, chunks, lease.chunk_id) == before
+        for _ in range(2):
+            transitions.isolate_chunk(tx, lease)
+            assert row_of(tx, chunks, lease.chunk_id) == {**before, "is_alone": True}
 
 
 @pytest.mark.parametrize("arrow", WORKER_ARROWS)

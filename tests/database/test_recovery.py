@@ -11,6 +11,7 @@ from database.rows import (
     all_at_once,
     cancel,
     chunk_row,
+    chunk_rows,
     chunk_states,
     claim,
     commit,
@@ -21,6 +22,7 @@ from database.rows import (
     finish_all,
     job_row,
     line,
+    num_rows,
     register,
     result_rows,
     set_columns,
@@ -33,15 +35,15 @@ from database.rows import (
     worker_state,
 )
 from soundness import assert_job_is_sound
-from sqlalchemy import func, select
+from sqlalchemy import delete, select
 
 from db import leases, queries, recovery, submits, transitions
 from db.database import Database
-from db.errors import LeaseLostError, NotFoundError
+from db.errors import LeaseLostError, NotFoundError, WrongStateError
 from db.recovery import Recovery
 from db.states import ChunkState, JobState
 from db.submits import NewChunk
-from db.tables import chunks, jobs, now_s, requests, results, workers
+from db.tables import chunks, jobs, now_s, workers
 from db.transitions import NewJob
 
 _MAX_ATTEMPTS = 3
@@ -50,20 +52,6 @@ _NOTHING = Recovery()
 
 def _sweep(database: Database) -> Recovery:
     return recovery.run_once(database, LEASE_S, _MAX_ATTEMPTS)
-
-
-def _num_rows(database: Database, job_id: str) -> int:
-    """Rows of the job, in any table."""
-    with database.read() as tx:
-        return sum(
-            tx.execute(select(func.count()).select_from(table).where(column == job_id)).scalar_one()
-            for table, column in (
-                (jobs, jobs.c.id),
-                (chunks, chunks.c.job_id),
-                (requests, requests.c.job_id),
-                (results, results.c.job_id),
-            )
-        )
 
 
 def test_where_all_is_well_nothing_is_done(database: Database) -> None:
@@ -76,7 +64,7 @@ def test_where_all_is_well_nothing_is_done(database: Database) -> None:
     assert recovered == _NOTHING
     assert not recovered.did_anything
     assert chunk_row(database, lease) == before
-    assert _num_rows(database, "staged") > 0
+    assert num_rows(database, "staged") > 0
     assert worker_state(database, "w1") == "starting"
 
 
@@ -101,7 +89,7 @@ def test_a_lease_that_is_over_is_requeued_and_its_attempt_counts(database: Datab
     assert_job_is_sound(database, job_id)
 
 
-def test_a_chunk_whose_workers_all_died_fails_what_is_left_and_the_job_completes(database: Database) -> None:
+def test_a_chunk_whose_workers_all_died_is_split_until_the_guilty_request_fails(database: Database) -> None:
     register(database)
     job_id = submit(database, num_requests=6, chunk_size=4, bad=[1])
     for attempt in range(1, _MAX_ATTEMPTS + 1):
@@ -111,7 +99,14 @@ def test_a_chunk_whose_workers_all_died_fails_what_is_left_and_the_job_completes
             leases.record(database, lease, [success(0), failure(2)], is_last=False)
         expire(database, lease)
         is_last = attempt == _MAX_ATTEMPTS
-        assert _sweep(database) == (Recovery(num_given_up=1) if is_last else Recovery(num_requeued=1))
+        assert _sweep(database) == (Recovery(num_split=1) if is_last else Recovery(num_requeued=1))
+    # one pending request was left, so the one part is the chunk itself
+    assert chunk_states(database, job_id) == [ChunkState.QUEUED, ChunkState.QUEUED]
+    suspect = claim(database)
+    assert (suspect.first_index, suspect.num_requests, suspect.is_suspect) == (0, 4, True)
+    leases.isolate(database, suspect)
+    expire(database, suspect)
+    assert _sweep(database) == Recovery(num_given_up=1)
     assert chunk_states(database, job_id) == [ChunkState.DONE, ChunkState.QUEUED]
     assert job_row(database, job_id)["state"] == JobState.IN_PROGRESS
     finish_all(database)
@@ -125,15 +120,19 @@ def test_a_chunk_whose_workers_all_died_fails_what_is_left_and_the_job_completes
         None,
         None,
     ]
-    assert "3 attempts" in str(outcomes[3].error_message)
+    assert "ran alone (attempt 4)" in str(outcomes[3].error_message)
+    assert result_rows(database, job_id)[3]["attempt"] == 4
 
 
 def test_the_last_chunk_that_is_given_up_ends_the_job(database: Database) -> None:
     register(database)
-    job_id = submit(database, num_requests=2)
-    lease = claim(database)
-    expire(database, lease)
-    assert recovery.run_once(database, LEASE_S, max_attempts=1) == Recovery(num_given_up=1)
+    job_id = submit(database, num_requests=1)
+    for done in (Recovery(num_split=1), Recovery(num_given_up=1)):
+        lease = claim(database)
+        if lease.is_suspect:
+            leases.isolate(database, lease)
+        expire(database, lease)
+        assert recovery.run_once(database, LEASE_S, max_attempts=1) == done
     assert job_row(database, job_id)["state"] == JobState.COMPLETED
     assert_job_is_sound(database, job_id)
 
@@ -175,7 +174,7 @@ def test_a_lease_that_is_renewed_in_time_is_left_alone(database: Database) -> No
     assert chunk_row(database, lease)["lease_id"] == lease.lease_id
 
 
-@pytest.mark.parametrize("fate", ["requeue", "give up", "cancel"])
+@pytest.mark.parametrize("fate", ["requeue", "split", "cancel"])
 def test_a_lease_that_is_renewed_at_the_last_moment_is_left_alone(
     database: Database, monkeypatch: pytest.MonkeyPatch, fate: str
 ) -> None:
@@ -186,14 +185,14 @@ def test_a_lease_that_is_renewed_at_the_last_moment_is_left_alone(
     if fate == "cancel":
         cancel(database, job_id)
     expire(database, lease)
-    expire_lease = recovery._expire_lease
+    put_back = recovery._put_back
 
-    def renew_first(*arguments: Any) -> ChunkState:
+    def renew_first(*arguments: Any) -> Any:
         leases.renew(database, "w1", [lease], LEASE_S)
-        return expire_lease(*arguments)
+        return put_back(*arguments)
 
-    monkeypatch.setattr(recovery, "_expire_lease", renew_first)
-    assert recovery.run_once(database, LEASE_S, 1 if fate == "give up" else _MAX_ATTEMPTS) == _NOTHING
+    monkeypatch.setattr(recovery, "_put_back", renew_first)
+    assert recovery.run_once(database, LEASE_S, 1 if fate == "split" else _MAX_ATTEMPTS) == _NOTHING
     assert chunk_row(database, lease)["lease_id"] == lease.lease_id
     assert result_rows(database, job_id) == []
     finish(database, lease)
@@ -234,41 +233,41 @@ def test_a_worker_that_stopped_is_never_gone(database: Database) -> None:
 def test_a_submit_that_died_is_cleared_away_with_all_its_rows(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recovery, "_DELETE_ROWS", 3)
+    monkeypatch.setattr(recovery, "_ERASE_ROWS", 3)
     stage(database, "dead", num_requests=10, bad=[1, 7])
     stage(database, "live", num_requests=2)
     submit(database, "whole", num_requests=2)
-    others = _num_rows(database, "live"), _num_rows(database, "whole")
+    others = num_rows(database, "live"), num_rows(database, "whole")
     expire_submit(database, "dead")
-    assert _sweep(database) == Recovery(num_submits_cleared=1)
-    assert _num_rows(database, "dead") == 0
-    assert (_num_rows(database, "live"), _num_rows(database, "whole")) == others
+    assert _sweep(database) == Recovery(num_jobs_erased=1)
+    assert num_rows(database, "dead") == 0
+    assert (num_rows(database, "live"), num_rows(database, "whole")) == others
     assert _sweep(database) == _NOTHING
 
 
 def test_a_submit_that_added_nothing_yet_is_cleared_away_too(database: Database) -> None:
     with database.write() as tx:
         transitions.stage_job(tx, NewJob("dead", CARD, "c" * 64, "", "input.jsonl"), -1.0)
-    assert _sweep(database) == Recovery(num_submits_cleared=1)
-    assert _num_rows(database, "dead") == 0
+    assert _sweep(database) == Recovery(num_jobs_erased=1)
+    assert num_rows(database, "dead") == 0
 
 
 def test_a_submit_that_slept_past_its_lease_can_neither_add_nor_commit(database: Database) -> None:
     stage(database, "zombie")
-    num_rows = _num_rows(database, "zombie")
+    before = num_rows(database, "zombie")
     expire_submit(database, "zombie")
     with pytest.raises(LeaseLostError, match="submit again"):
         submits.add(database, "zombie", [line(4), line(5)], [NewChunk(4, 2, 0)])
     with pytest.raises(LeaseLostError):
         commit(database, "zombie")
-    assert _num_rows(database, "zombie") == num_rows
+    assert num_rows(database, "zombie") == before
     assert job_row(database, "zombie")["state"] == JobState.VALIDATING
     _sweep(database)
     with pytest.raises(LeaseLostError, match="submit again"):
         submits.add(database, "zombie", [line(4), line(5)], [NewChunk(4, 2, 0)])
     with pytest.raises(NotFoundError):
         commit(database, "zombie")
-    assert _num_rows(database, "zombie") == 0
+    assert num_rows(database, "zombie") == 0
 
 
 def test_a_submit_that_adds_keeps_its_lease(database: Database) -> None:
@@ -285,20 +284,23 @@ def test_a_submit_that_is_being_cleared_away_can_do_nothing_more(database: Datab
     """Deleting takes several transactions: a submit that lives on must not slip in between two of them."""
     stage(database, "staged")
     with database.write() as tx:
-        transitions.abandon_submit(tx, "staged")
+        transitions.abandon_job(tx, "staged")
     with pytest.raises(LeaseLostError):
         submits.add(database, "staged", [line(4)], [NewChunk(4, 1, 0)])
-    with pytest.raises(LeaseLostError):
+    with pytest.raises(WrongStateError) as caught:
         commit(database, "staged")
-    recovery.discard_staged_job(database, "staged")
-    assert _num_rows(database, "staged") == 0
+    assert caught.value.current == JobState.DELETING
+    # nor is it deleted by its own hand: whoever began goes on, or the next sweeper does
+    assert not recovery.discard_staged_job(database, "staged")
+    assert _sweep(database) == Recovery(num_jobs_erased=1)
+    assert num_rows(database, "staged") == 0
 
 
 def test_discarding_twice_or_what_is_missing_is_harmless(database: Database) -> None:
     stage(database, "staged")
     assert recovery.discard_staged_job(database, "staged")
     assert not recovery.discard_staged_job(database, "staged")
-    assert _num_rows(database, "staged") == 0
+    assert num_rows(database, "staged") == 0
 
 
 @pytest.mark.parametrize("state", ["queued", "in_progress", "cancelling", "completed"])
@@ -312,9 +314,31 @@ def test_a_job_that_is_visible_is_never_discarded(database: Database, state: str
         cancel(database, job_id)
     if state == "completed":
         finish_all(database)
-    before = job_row(database, job_id), _num_rows(database, job_id), result_rows(database, job_id)
+    before = job_row(database, job_id), num_rows(database, job_id), result_rows(database, job_id)
     assert not recovery.discard_staged_job(database, job_id)
-    assert (job_row(database, job_id), _num_rows(database, job_id), result_rows(database, job_id)) == before
+    assert (job_row(database, job_id), num_rows(database, job_id), result_rows(database, job_id)) == before
+
+
+# --- jobs -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("state", ["queued", "in_progress", "cancelling"])
+def test_a_job_whose_chunks_are_all_closed_is_closed(database: Database, state: JobState) -> None:
+    register(database)
+    closed, others = submit(database, "closed", bad=range(4)), [submit(database, "open"), "empty"]
+    stage(database, "empty")
+    with database.write() as tx:
+        tx.execute(delete(chunks).where(chunks.c.job_id == "empty"))
+    # as only a bug could leave it
+    set_columns(database, jobs, jobs.c.id == closed, state=state, finished_at=None)
+    before = [job_row(database, other) for other in others]
+    assert _sweep(database) == Recovery(num_jobs_closed=1)
+    over = JobState.CANCELLED if state == "cancelling" else JobState.COMPLETED
+    assert job_row(database, closed)["state"] == over
+    # one has work left, and the other is still being written
+    assert [job_row(database, other) for other in others] == before
+    assert _sweep(database) == _NOTHING
+    assert_job_is_sound(database, closed)
 
 
 # --- several sweepers -----------------------------------------------------------------------------------------
@@ -334,28 +358,29 @@ def test_sweepers_at_the_same_time_do_each_thing_once(database: Database) -> Non
         expire_submit(database, submit_id)
     rounds = all_at_once([partial(_sweep, database)] * 4)
     assert sum(done.num_requeued for done in rounds) == 3
-    assert sum(done.num_given_up for done in rounds) == 1
+    assert sum(done.num_split for done in rounds) == 1
     assert sum(done.num_workers_lost for done in rounds) == 2
-    assert sum(done.num_submits_cleared for done in rounds) == 2
+    assert sum(done.num_jobs_erased for done in rounds) == 2
     assert [chunk_row(database, lease)["attempt"] for lease in over] == [1, 1, 1]
-    assert _num_rows(database, "dead_1") == _num_rows(database, "dead_2") == 0
+    assert num_rows(database, "dead_1") == num_rows(database, "dead_2") == 0
+    # the worn chunk of two became two suspects
+    assert [row["num_requests"] for row in chunk_rows(database, job_id)] == [1, 1, 2, 2, 2, 2, 2]
     finish_all(database)
-    outcomes = assert_job_is_sound(database, job_id)
-    assert sum(outcome.error_code == "engine_crash" for outcome in outcomes) == 2
+    assert_job_is_sound(database, job_id)
 
 
 def test_two_sweepers_that_clear_the_same_submit_leave_no_row(
     postgres_database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The one that waits finds its first rows deleted by the other; that must not look like the end of them."""
-    monkeypatch.setattr(recovery, "_DELETE_ROWS", 2)
+    monkeypatch.setattr(recovery, "_ERASE_ROWS", 2)
     stage(postgres_database, "dead", num_requests=6)
     expire_submit(postgres_database, "dead")
     with ThreadPoolExecutor(1) as pool:
         with postgres_database.write() as tx:
             # what the other one does first, and then it is killed
-            transitions.delete_rows(tx, "dead", 2)
+            transitions.erase_rows(tx, "dead", 2)
             swept = pool.submit(_sweep, postgres_database)
             wait_blocked(postgres_database)
-        assert swept.result(30) == Recovery(num_submits_cleared=1)
-    assert _num_rows(postgres_database, "dead") == 0
+        assert swept.result(30) == Recovery(num_jobs_erased=1)
+    assert num_rows(postgres_database, "dead") == 0

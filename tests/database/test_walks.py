@@ -12,6 +12,7 @@ from database.rows import (
     expire,
     failure,
     finish_all,
+    pass_deadline,
     register,
     result_rows,
     submit,
@@ -26,6 +27,7 @@ from db.transitions import Lease
 
 _NUM_STEPS = 80
 _MAX_ATTEMPTS = 2
+_WORKERS = ("w1", "w2")
 
 
 class _Walk:
@@ -36,7 +38,8 @@ class _Walk:
         self._random = random.Random(seed)  # noqa: S311  a test's dice
         self._leases: list[Lease] = []
         self.totals: dict[str, int] = {}
-        register(database)
+        for worker_id in _WORKERS:
+            register(database, worker_id)
 
     def step(self) -> None:
         steps: list[Callable[[], object]] = [self._claim, self._record, self._record, self._record, self._end]
@@ -46,6 +49,9 @@ class _Walk:
             self._renew,
             self._expire,
             self._cancel,
+            self._isolate,
+            self._die,
+            self._pass_deadline,
         ]
         # what is refused must have changed nothing, and the counts show it
         with contextlib.suppress(LeaseLostError, WrongStateError):
@@ -59,9 +65,12 @@ class _Walk:
         self.totals[job_id] = total
 
     def _claim(self) -> None:
-        lease = leases.claim(self._database, "w1", CARD, LEASE_S)
+        lease = leases.claim(self._database, self._any_worker(), CARD, LEASE_S)
         if lease is not None:
             self._leases.append(lease)
+
+    def _any_worker(self) -> str:
+        return self._random.choice(_WORKERS)
 
     def _any_lease(self) -> Lease:
         if not self._leases:
@@ -92,6 +101,16 @@ class _Walk:
 
     def _sweep(self) -> None:
         recovery.run_once(self._database, LEASE_S, _MAX_ATTEMPTS)
+
+    def _isolate(self) -> None:
+        leases.isolate(self._database, self._any_lease())
+
+    def _die(self) -> None:
+        recovery.worker_died(self._database, self._any_worker(), _MAX_ATTEMPTS)
+
+    def _pass_deadline(self) -> None:
+        if self.totals and self._random.random() < 0.5:
+            pass_deadline(self._database, self._random.choice(list(self.totals)))
 
     def _cancel(self) -> None:
         if self.totals:

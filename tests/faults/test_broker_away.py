@@ -1,0 +1,67 @@
+"""Redis emptied, restarted or away: tickets are hints, and nothing but time is lost."""
+
+import contextlib
+from pathlib import Path
+
+from plant import MakePlant
+from redis.exceptions import ConnectionError as RedisGoneError
+from servers import Redis, wait_until
+
+
+def test_an_emptied_redis_costs_nothing(big: MakePlant, redis: Redis) -> None:
+    plant = big()
+    plant.start_worker(is_ready=False)
+    plant.start_worker()
+    job_id = plant.submit(120)
+    plant.wait_results(job_id, 8)
+    redis.client().flushall()
+    second = plant.submit(40)
+    redis.client().flushall()
+    plant.wait_sound(job_id)
+    plant.wait_sound(second)
+    assert plant.num_rerun(job_id) == 0
+
+
+def test_a_redis_that_was_away_is_used_again(big: MakePlant, redis: Redis) -> None:
+    """It comes back empty. Meanwhile chunks go on, a submit is stored, and says that the job waits."""
+    plant = big()
+    plant.start_worker()
+    first = plant.submit(150)
+    plant.wait_results(first, 8)
+    redis.kill()
+    submitted = plant.cli.run("submit", str(plant.write(20)))
+    assert submitted.returncode == 0, submitted.stderr
+    assert "the job waits" in submitted.stderr
+    second = submitted.stdout.strip()
+    num_finished = plant.job(first).counts.num_closed
+    plant.wait_results(first, num_finished + 16)
+    plant.wait_sound(first)
+    redis.start()
+    plant.wait_sound(second, 40)
+    assert plant.num_rerun(first) == plant.num_rerun(second) == 0
+
+
+def test_a_worker_that_starts_before_redis_waits_for_it(big: MakePlant, redis: Redis) -> None:
+    plant = big()
+    redis.kill()
+    job_id = plant.submit(20)
+    worker = plant.start_worker()
+    wait_until(lambda: "broker" in worker.log, "it says what it waits for")
+    assert "Traceback" not in worker.log, worker.log
+    redis.start()
+    plant.wait_sound(job_id, 40)
+
+
+def test_a_killed_private_redis_is_started_again(small: MakePlant, home: Path) -> None:
+    plant = small()
+    worker = plant.start_worker()
+    first = plant.submit(60)
+    plant.wait_results(first, 8)
+    server = Redis(home)  # stands in for the worker's own, which listens there
+    with contextlib.suppress(RedisGoneError):
+        server.client().execute_command("SHUTDOWN", "NOSAVE")
+    wait_until(lambda: server.is_answering(), "another one answers", 10)
+    second = plant.submit(20)
+    plant.wait_sound(first)
+    plant.wait_sound(second)
+    assert worker.supervisor.poll() is None

@@ -1,0 +1,101 @@
+"""A worker that stands still for longer than its lease, or whose clock is wrong, and comes back."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from plant import LEASE_S, RECOVERY_MARGIN_S, MakePlant, Plant, WorkerProcess
+from servers import wait_until
+from sqlalchemy import text
+
+# A process that imports this takes its own clock for another.
+_SHIFTED_CLOCK = """
+import time
+_true_time = time.time
+time.time = lambda: _true_time() + {shift_s}
+"""
+
+
+def test_a_zombie_writes_nothing(make_plant: MakePlant) -> None:
+    """Frozen longer than its lease, while another does its work: what it holds when it wakes is discarded."""
+    plant = make_plant(echo_latency_s=0.5)
+    zombie = plant.start_worker()
+    job_id = plant.submit(80)
+    plant.wait_results(job_id, 1)
+    with _frozen(plant, zombie, is_writing=False):
+        plant.start_worker(echo_latency_s=0.05, is_ready=False)
+        with plant.recovers_within(LEASE_S + RECOVERY_MARGIN_S, plant.worker_ids()):
+            pass
+        plant.wait_sound(job_id)
+        finished = plant.finished(job_id)
+    wait_until(lambda: "lease lost" in zombie.log, "the zombie sees that its lease is lost", 15)
+    plant.wait_sound(job_id)
+    assert plant.finished(job_id) == finished, "the zombie wrote"
+    plant.wait_sound(plant.submit(20))
+
+
+def test_a_worker_frozen_while_it_writes_holds_up_nobody_for_long(big: MakePlant) -> None:
+    """It stands still inside a transaction, with rows locked that everybody needs: Postgres ends its session."""
+    plant = big(echo_latency_s=0.05, flush_s=0.05, engine_num_seqs=4)
+    zombie = plant.start_worker()
+    job_id = plant.submit(600)
+    plant.wait_results(job_id, 1)
+    with _frozen(plant, zombie, is_writing=True):
+        plant.start_worker(echo_latency_s=0.005, is_ready=False)
+        plant.wait_sound(job_id, 40)
+        finished = plant.finished(job_id)
+    plant.wait_sound(plant.submit(20))
+    assert plant.finished(job_id) == finished, "the zombie wrote"
+
+
+@pytest.mark.parametrize("shift_s", [3600, -3600])
+def test_a_wrong_clock_neither_loses_nor_steals(big: MakePlant, tmp_path: Path, shift_s: int) -> None:
+    """Only the database's clock judges leases."""
+    plant = big(echo_latency_s=0.5)
+    (tmp_path / "clock").mkdir()
+    (tmp_path / "clock" / "sitecustomize.py").write_text(_SHIFTED_CLOCK.format(shift_s=shift_s))
+    path = os.pathsep.join([str(tmp_path / "clock"), os.environ.get("PYTHONPATH", "")])
+    started = [
+        plant.start_worker(is_ready=False),
+        plant.start_worker(is_ready=False, environment={"PYTHONPATH": path}),
+    ]
+    for worker in started:
+        worker.wait_ready()
+    job_id = plant.submit(120)
+    # two leases' time: whoever judged by the wrong clock would have taken or lost chunks by then
+    plant.wait_sound(job_id)
+    assert plant.num_rerun(job_id) == 0
+    assert not any("lease lost" in worker.log or "recovered" in worker.log for worker in started)
+
+
+@contextmanager
+def _frozen(plant: Plant, worker: WorkerProcess, *, is_writing: bool) -> Iterator[None]:
+    """Hold the worker process still, inside a write transaction or outside any."""
+    deadline = time.monotonic() + 30
+    while True:
+        pid = worker.freeze()
+        # twice: its last word may still be on its way when it stands still
+        if _is_in_transaction(plant) == is_writing and not time.sleep(0.1):
+            if _is_in_transaction(plant) == is_writing:
+                break
+        os.kill(pid, signal.SIGCONT)
+        assert time.monotonic() < deadline, "it was never caught"
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def _is_in_transaction(plant: Plant) -> bool:
+    if plant.database.is_sqlite:
+        return not plant.can_write()
+    query = text(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+        " AND state = 'idle in transaction' AND backend_xid IS NOT NULL"
+    )
+    with plant.database.read() as tx:
+        return bool(tx.execute(query).scalar_one())

@@ -1,0 +1,99 @@
+"""Doubled, lost, reordered and forged tickets: whoever can write to Redis cannot lose or double a request."""
+
+from typing import Any
+
+import pytest
+from kombu import Connection, Exchange, Producer
+from plant import MakePlant, Plant
+from servers import Redis
+
+from workers.celery_app import TICKET_TASK, create_app, queue_name
+from workers.tickets import TicketOffice
+
+
+def _publish(plant: Plant, body: Any, **options: Any) -> None:
+    """Any message into the card's queue."""
+    with Connection(plant.settings.resolved_broker_url) as connection:
+        producer = Producer(connection.default_channel, exchange=Exchange(""), auto_declare=False)
+        producer.publish(body, routing_key=queue_name(plant.settings.model), **options)
+
+
+_HEADERS = {"lang": "py", "task": TICKET_TASK, "id": "1", "root_id": "1", "parent_id": None, "group": None}
+
+
+def _forge(plant: Plant, redis: Redis, kind: str) -> None:
+    app, queue = create_app(plant.settings), queue_name(plant.settings.model)
+    match kind:
+        case "unknown task":
+            app.send_task("promptmill.no_such_task", queue=queue)
+        case "arguments":
+            app.send_task(TICKET_TASK, args=["a", {"b": 1}], queue=queue)
+        case "far future":
+            app.send_task(TICKET_TASK, queue=queue, countdown=10**6)
+        case "pickle":
+            _publish(plant, b"\x80\x04N.", content_type="application/x-python-serialize", content_encoding="binary")
+        case "pickle with headers":
+            _publish(
+                plant,
+                b"\x80\x04N.",
+                content_type="application/x-python-serialize",
+                content_encoding="binary",
+                headers=_HEADERS,
+            )
+        case "undecodable body":
+            _publish(
+                plant, b"\xff\xfe", content_type="application/json", content_encoding="utf-8", headers=_HEADERS
+            )
+        case "body that is no call":
+            _publish(plant, 5, serializer="json", headers=_HEADERS)
+        case "text":
+            _publish(plant, "nothing of ours", serializer="json")
+        case "bytes":
+            redis.client().lpush(queue, b"\x00\xff garbage")
+        case "object":
+            redis.client().lpush(queue, b'{"a": 1}')
+        case "list":
+            redis.client().lpush(queue, b"[]")
+        case _:
+            raise AssertionError(kind)
+
+
+FORGED = [
+    "unknown task",
+    "arguments",
+    "far future",
+    "pickle",
+    "pickle with headers",
+    "undecodable body",
+    "body that is no call",
+    "text",
+    "bytes",
+    "object",
+    "list",
+]
+
+
+def test_hundreds_of_tickets_run_each_request_once(big: MakePlant) -> None:
+    plant = big(echo_latency_s=0.1)
+    plant.start_worker(is_ready=False)
+    plant.start_worker()
+    office = TicketOffice(create_app(plant.settings), plant.settings.model)
+    office.send(150)
+    job_id = plant.submit(120)
+    office.send(150)
+    plant.wait_sound(job_id)
+    assert plant.num_rerun(job_id) == 0
+
+
+@pytest.mark.parametrize("kind", FORGED)
+def test_a_forged_ticket_stops_no_job(big: MakePlant, redis: Redis, kind: str) -> None:
+    """A worker may die of it, and its supervisor starts another: the job goes on to its end."""
+    plant = big(echo_latency_s=0.05)
+    worker = plant.start_worker("--restart-engine")
+    _forge(plant, redis, kind)
+    first = plant.submit(40)
+    plant.wait_sound(first, 40)
+    _forge(plant, redis, kind)
+    plant.wait_sound(plant.submit(20), 40)
+    assert worker.supervisor.poll() is None
+    print(kind, "workers:", plant.num_workers())
