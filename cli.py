@@ -510,6 +510,8 @@ def validate(file: str, model: str | None, strict: bool, errors_path: str | None
     else:
         _print_report(report)
         _say(f"{report.num_lines:,} lines: {report.num_valid:,} valid, {report.num_invalid:,} bad")
+        if report.num_lines == 0:
+            _say("a file without requests is refused: give one JSON object a line")
     if not report.is_valid:
         sys.exit(Exit.INPUT_REFUSED)
 

@@ -66,10 +66,7 @@ class RequestSchema:
         )
 
     def is_valid(self, body: object) -> bool:
-        try:
-            return self._validator.is_valid(body)
-        except ValueError:
-            return False  # nested too deeply for the validator, where the schema has to look at it
+        return self._validator.is_valid(body)
 
     def problems(self, body: object) -> list[Problem]:
         """What is wrong with `body`, nearest cause first; empty for a valid one."""
@@ -86,6 +83,7 @@ class RequestSchema:
             for error in self._validator.iter_errors(body):
                 found += self._explain(error, body)
         except ValueError:
+            # the verdict stands; only the error could not be put together
             return [Problem("invalid_request", "", "it is nested too deeply")]
         return list(dict.fromkeys(found))
 

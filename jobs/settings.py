@@ -36,6 +36,12 @@ def _expanded(home: Path) -> Path:
         raise SettingsError(f"setting home ({PREFIX}HOME): there is no such user's home folder") from None
 
 
+def _home_of_environment() -> Path:
+    """The home whose promptmill.toml is read."""
+    home = os.environ.get(f"{PREFIX}HOME")
+    return (_expanded(Path(home)) if home else default_home()).absolute()
+
+
 class Settings(BaseSettings):
     """Every setting; a name ends in its unit where it has one."""
 
@@ -149,8 +155,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003  pydantic-settings hands it over
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003  the same
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        home = os.environ.get(f"{PREFIX}HOME")
-        path = (_expanded(Path(home)) if home else default_home()) / "promptmill.toml"
+        path = _home_of_environment() / "promptmill.toml"
         return (
             init_settings,
             env_settings,
@@ -193,7 +198,11 @@ def load_settings(**overrides: Any) -> Settings:
     if unknown:
         raise SettingsError("\n".join(_unknown(name, PREFIX) for name in unknown))
     try:
-        return Settings(**overrides)
+        settings = Settings(**overrides)
+        if "home" not in overrides and settings.home != _home_of_environment():
+            # a worker started for that other home would read that one's promptmill.toml, and not this
+            raise SettingsError(f"promptmill.toml: home is where the file lies; set {PREFIX}HOME instead")
+        return settings
     except ValidationError as error:
         raise SettingsError("\n".join(_explain(dict(problem)) for problem in error.errors())) from None
     except tomllib.TOMLDecodeError as error:

@@ -1,9 +1,9 @@
 """The rows that this ring's tests start from, the hand that ages them, and threads that meet in the database."""
 
-import threading
 from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from functools import partial
+from threading import Barrier, Event, Thread
+from typing import Any, Generic, TypeVar
 
 import pytest
 from servers import wait_until
@@ -230,16 +230,41 @@ def pass_deadline(database: Database, job_id: str) -> None:
 # --- at the same time ------------------------------------------------------------------------------------------
 
 
+class Call(Thread, Generic[Value]):
+    """A call in a thread of its own, from now on; one that hangs fails its test, and not the whole run."""
+
+    def __init__(self, function: Callable[[], Value]) -> None:
+        super().__init__(daemon=True)
+        self._function = function
+        self._value: list[Value] = []
+        self._error: BaseException | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self._value.append(self._function())
+        except BaseException as error:
+            self._error = error
+
+    def result(self) -> Value:
+        """What it returned, once it has; raises what it raised."""
+        self.join(_DEADLINE_S)
+        assert not self.is_alive(), f"not within {_DEADLINE_S:g} s: {self._function}"
+        if self._error is not None:
+            raise self._error
+        return self._value[0]
+
+
 def all_at_once(calls: Sequence[Callable[[], Value]]) -> list[Value]:
     """Run each call in a thread of its own, started together; raises what the first of them raised."""
-    barrier = threading.Barrier(len(calls))
+    barrier = Barrier(len(calls))
 
-    def run(call: Callable[[], Value]) -> Value:
+    def start_together(call: Callable[[], Value]) -> Value:
         barrier.wait(_DEADLINE_S)
         return call()
 
-    with ThreadPoolExecutor(len(calls)) as pool:
-        return list(pool.map(run, calls))
+    running = [Call(partial(start_together, call)) for call in calls]
+    return [call.result() for call in running]
 
 
 class Pause:
@@ -248,8 +273,8 @@ class Pause:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
         self._name = name
         self._real = getattr(transitions, name)
-        self._reached = threading.Event()
-        self._ended = threading.Event()
+        self._reached = Event()
+        self._ended = Event()
         self.num_calls = 0
         monkeypatch.setattr(transitions, name, self._call)
 
@@ -273,16 +298,15 @@ def overlap(database: Database, pause: Pause, first: Callable[[], Any], second: 
 
     Returns what `second` returned.
     """
-    with ThreadPoolExecutor(2) as pool:
-        try:
-            first_done = pool.submit(first)
-            pause.wait_reached()
-            second_done = pool.submit(second)
-            wait_blocked(database)
-        finally:
-            pause.end()
-        first_done.result(_DEADLINE_S)
-        return second_done.result(_DEADLINE_S)
+    first_call = Call(first)
+    try:
+        pause.wait_reached()
+        second_call = Call(second)
+        wait_blocked(database)
+    finally:
+        pause.end()
+    first_call.result()
+    return second_call.result()
 
 
 def wait_blocked(database: Database) -> None:

@@ -1,12 +1,12 @@
 """Whoever comes at the same time, a chunk has one holder, a job one end, and a cancel leaves nothing queued."""
 
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
 from database.rows import (
     CARD,
     LEASE_S,
+    Call,
     Pause,
     all_at_once,
     cancel,
@@ -73,10 +73,10 @@ def test_a_claim_passes_over_a_chunk_that_somebody_has_locked(postgres_database:
     submit(postgres_database)
     rival = select(chunks.c.id).where(chunks.c.first_index == 0).with_for_update()
     # in a thread, so that a claim that waits is an error and no deadlock
-    with ThreadPoolExecutor(1) as pool, postgres_database.write() as tx:
+    with postgres_database.write() as tx:
         tx.execute(rival).one()
-        assert pool.submit(claim, postgres_database).result(10).first_index == 2
-        assert pool.submit(leases.claim, postgres_database, "w1", CARD, LEASE_S).result(10) is None
+        assert Call(partial(claim, postgres_database)).result().first_index == 2
+        assert Call(partial(leases.claim, postgres_database, "w1", CARD, LEASE_S)).result() is None
     assert claim(postgres_database).first_index == 0
 
 

@@ -1,6 +1,5 @@
 """What a fault leaves behind is mended, once: expired leases, silent workers, submits that died."""
 
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -8,6 +7,7 @@ import pytest
 from database.rows import (
     CARD,
     LEASE_S,
+    Call,
     all_at_once,
     cancel,
     chunk_row,
@@ -376,11 +376,10 @@ def test_two_sweepers_that_clear_the_same_submit_leave_no_row(
     monkeypatch.setattr(recovery, "_ERASE_ROWS", 2)
     stage(postgres_database, "dead", num_requests=6)
     expire_submit(postgres_database, "dead")
-    with ThreadPoolExecutor(1) as pool:
-        with postgres_database.write() as tx:
-            # what the other one does first, and then it is killed
-            transitions.erase_rows(tx, "dead", 2)
-            swept = pool.submit(_sweep, postgres_database)
-            wait_blocked(postgres_database)
-        assert swept.result(30) == Recovery(num_jobs_erased=1)
+    with postgres_database.write() as tx:
+        # what the other one does first, and then it is killed
+        transitions.erase_rows(tx, "dead", 2)
+        swept = Call(partial(_sweep, postgres_database))
+        wait_blocked(postgres_database)
+    assert swept.result() == Recovery(num_jobs_erased=1)
     assert num_rows(postgres_database, "dead") == 0

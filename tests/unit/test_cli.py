@@ -497,6 +497,10 @@ def test_validate_reports_on_stderr(run: Run, write: Any) -> None:
     ]
 
 
+def test_validate_says_what_is_wrong_with_an_empty_file(run: Run, write: Any) -> None:
+    assert "without requests is refused" in run("validate", write(), code=Exit.INPUT_REFUSED).stderr
+
+
 def test_a_long_report_says_where_the_rest_is(run: Run, write: Any, tmp_path: Path) -> None:
     errors_path = tmp_path / "bad.jsonl"
     result = run("validate", write(*[BAD] * 25), "--errors", errors_path, code=Exit.INPUT_REFUSED)

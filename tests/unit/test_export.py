@@ -289,7 +289,7 @@ def test_a_pipe_is_written_to_and_not_replaced(sqlite_database: Database, done: 
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     read: list[str] = []
-    reader = threading.Thread(target=lambda: read.append(pipe.read_text()))
+    reader = threading.Thread(target=lambda: read.append(pipe.read_text()), daemon=True)
     reader.start()
     export(sqlite_database, done, str(pipe))
     reader.join(30)

@@ -91,10 +91,10 @@ def test_a_process_without_stdin_is_told_so(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_pipe_is_read_like_a_file(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    writer = threading.Thread(target=lambda: pipe.write_bytes(gzip.compress(TEXT)))
+    writer = threading.Thread(target=lambda: pipe.write_bytes(gzip.compress(TEXT)), daemon=True)
     writer.start()
     assert read(pipe) == LINES
-    writer.join()
+    writer.join(30)
 
 
 def test_a_file_knows_its_size_and_how_much_of_it_is_read(tmp_path: Path) -> None:

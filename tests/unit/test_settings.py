@@ -190,6 +190,16 @@ def test_a_section_of_the_file_is_refused(home: Path) -> None:
     assert "database" in refusal()
 
 
+def test_the_file_in_a_home_cannot_name_another_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that is started for that other home would read another file."""
+    monkeypatch.delenv("PROMPTMILL_HOME")
+    home = tmp_path / ".promptmill"
+    write_toml(home, f'home = "{tmp_path / "other"}"\n')
+    assert "set PROMPTMILL_HOME instead" in refusal()
+    write_toml(home, f'home = "{home}"\n')
+    assert load_settings().home == home
+
+
 @pytest.mark.parametrize(
     "text",
     [
