@@ -139,7 +139,7 @@ def test_a_killed_worker_takes_its_session_along_and_its_chunks_run_elsewhere(
     assert_job_is_sound(_sqlite(home), job_id)
 
 
-def test_an_urgent_job_overtakes(make_cli: MakeCli, home: Path, tmp_path: Path) -> None:
+def test_an_urgent_job_overtakes(make_cli: MakeCli, tmp_path: Path) -> None:
     cli = make_cli(echo_latency_s=0.2)
     big = _submit(cli, write_requests(tmp_path / "big.jsonl", 600))
     cli.start("worker")
@@ -198,7 +198,7 @@ def test_two_workers_on_postgres_give_what_one_on_sqlite_gives(
 
 
 @pytest.mark.parametrize("option", ["--once", "--idempotency-key=nightly"])
-def test_two_submits_at_once_make_one_job(make_cli: MakeCli, home: Path, tmp_path: Path, option: str) -> None:
+def test_two_submits_at_once_make_one_job(make_cli: MakeCli, tmp_path: Path, option: str) -> None:
     cli = make_cli()
     source = write_requests(tmp_path / "in.jsonl", 2_000)
     started = [cli.start("submit", str(source), "--json", option) for _ in range(3)]
