@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -278,8 +277,9 @@ def run(
     from jobs.display import LiveView
     from jobs.export import check_output, export
     from workers.local_run import run_job, submit_or_resume
+    from workers.supervisor import stop_on_signals
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    stop_on_signals()
     check_output(output)
     settings, database = _open()
     card = _card(settings, model)
@@ -579,9 +579,9 @@ def worker(model: str | None, restart_engine: bool) -> None:
     Exits with 70 when the engine died, and with 6 when the database was away at its start: start it again, or let
     --restart-engine do so.
     """
-    from workers.supervisor import Supervisor
+    from workers.supervisor import Supervisor, stop_on_signals
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    stop_on_signals()
     settings, database = _open()
     supervisor = Supervisor(database, settings, _card(settings, model).name, restart=restart_engine)
     code: int | None = None

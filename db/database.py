@@ -25,6 +25,11 @@ from db.errors import DatabaseUnavailableError, SettingsError
 HEAD_REVISION = "0001"
 _SQLITE_BUSY_TIMEOUT_MS = 30_000
 _CONNECT_TIMEOUT_S = 5
+# A worker that is frozen or cut off inside a transaction holds rows that everybody needs, and the server would wait
+# for it for hours. No transaction of ours pauses for so long: the server ends the session, and rolls back.
+_MAX_IDLE_IN_TRANSACTION_S = 10
+# The other way round: a server that is gone without a word is given up, and not after the kernel's quarter of an hour.
+_MAX_SILENCE_S = 15
 
 
 def _sqlite_connect(connection: Any, _: object) -> None:
@@ -51,6 +56,11 @@ def _sqlite_begin(connection: Connection) -> None:
     # would fail at once with SQLITE_BUSY, whatever the busy timeout.
     write = connection.get_execution_options().get("promptmill_write")
     connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+
+def _postgres_connect(connection: Any, _: object) -> None:
+    connection.execute(f"SET idle_in_transaction_session_timeout = '{_MAX_IDLE_IN_TRANSACTION_S}s'")
+    connection.commit()
 
 
 def _hide_values(context: ExceptionContext) -> None:
@@ -104,6 +114,10 @@ class Database:
             else {
                 "connect_timeout": _CONNECT_TIMEOUT_S,
                 "application_name": "promptmill",
+                "keepalives_idle": _MAX_SILENCE_S,
+                "keepalives_interval": 5,
+                "keepalives_count": 3,
+                "tcp_user_timeout": _MAX_SILENCE_S * 1000,
             }
         )
         try:
@@ -123,6 +137,8 @@ class Database:
         if self.is_sqlite:
             event.listen(self._engine, "connect", _sqlite_connect)
             event.listen(self._engine, "begin", _sqlite_begin)
+        else:
+            event.listen(self._engine, "connect", _postgres_connect)
 
     @property
     def label(self) -> str:

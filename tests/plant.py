@@ -163,7 +163,14 @@ class Plant:
     def worker_pid(self) -> int:
         """Of the one worker process that is ready."""
         with self.database.read() as tx:
-            return tx.execute(select(workers.c.pid).where(workers.c.state == WorkerState.READY)).scalar_one()
+            return int(tx.execute(select(workers.c.pid).where(workers.c.state == WorkerState.READY)).scalar_one())
+
+    def has_beaten(self, worker_id: str) -> bool:
+        """Whether this worker was heard of within a lease's time."""
+        return any(
+            worker.id == worker_id and worker.heartbeat_age_s < self.settings.lease_s
+            for worker in queries.list_workers(self.database)
+        )
 
     def num_workers(self) -> int:
         """Worker processes that ever were."""

@@ -1,15 +1,24 @@
 """The Celery app: each option with its reason."""
 
+import logging
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 from celery import Celery
 from celery.exceptions import SecurityWarning
 from celery.signals import worker_shutting_down
+from celery.worker.consumer import Consumer
 
 from jobs.settings import Settings
 from workers.runner import Runner
 
 TICKET_TASK = "promptmill.ticket"
+
+# What reading a message raises that was never written by Celery.
+_FORGED = (AttributeError, IndexError, KeyError, TypeError, ValueError)
+
+_log = logging.getLogger(__name__)
 
 
 def queue_name(card_name: str) -> str:
@@ -60,8 +69,43 @@ def create_app(settings: Settings) -> Celery:
     return app
 
 
-def run_worker(app: Celery, runner: Runner, card_name: str, worker_id: str, num_slots: int) -> None:
-    """Take tickets until SIGTERM; then drain, and return once every slot has let go of its chunk."""
+class _TicketConsumer(Consumer):  # type: ignore[misc]  # celery has no types
+    """Drops what is no ticket. Celery's own ends the worker over it, and puts some of it back for the next one."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.loop: Callable[..., None] = _reconnecting(self.loop)
+
+    def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], None]:
+        handle = super().create_task_handler(*args, **kwargs)
+
+        def take(message: Any) -> None:
+            try:
+                handle(message)
+            except _FORGED as error:
+                _log.error("a message that is no ticket was dropped (%s)", type(error).__name__)
+                message.ack_log_error(_log, (OSError,))
+
+        return take
+
+
+def _reconnecting(loop: Callable[..., None]) -> Callable[..., None]:
+    """A message that kombu itself cannot read is gone from the queue by then: to connect again is all it takes."""
+
+    def run(*args: Any) -> None:
+        try:
+            loop(*args)
+        except _FORGED as error:
+            raise ConnectionError(f"a message that is no ticket ({type(error).__name__})") from error
+
+    return run
+
+
+def run_worker(app: Celery, runner: Runner, card_name: str, worker_id: str, num_slots: int) -> bool:
+    """Take tickets until SIGTERM; then drain, and return once every slot has let go of its chunk.
+
+    False when Celery gave up by itself.
+    """
 
     @app.task(name=TICKET_TASK)  # type: ignore[untyped-decorator]
     def ticket() -> None:
@@ -81,6 +125,7 @@ def run_worker(app: Celery, runner: Runner, card_name: str, worker_id: str, num_
         pool_cls="threads",
         concurrency=num_slots,
         queues=[queue_name(card_name)],
+        consumer_cls=_TicketConsumer,
         # None of these is needed, and each talks over the broker; they are where reconnects crash.
         without_gossip=True,
         without_mingle=True,
@@ -89,3 +134,4 @@ def run_worker(app: Celery, runner: Runner, card_name: str, worker_id: str, num_
         quiet=True,
     )
     worker.start()
+    return not worker.exitcode

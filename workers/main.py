@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from db import recovery, transitions
+from db import transitions
 from db.database import Database
 from db.errors import EngineError, PromptmillError, UnavailableError
 from db.upgrade import open_database
@@ -94,9 +94,10 @@ class _Worker:
         self._worker_id = worker_id
         self._only_job_id = only_job_id
         self._engine_died = False
+        self._celery_failed = False
 
     def run(self) -> int:
-        """0 after a stop that was asked for, EXIT_ENGINE_DIED when the engine ended first."""
+        """0 after a stop that was asked for, EXIT_ENGINE_DIED when the engine ended first, 1 when Celery did."""
         settings = self._settings
         database = open_database(settings.resolved_database_url, pool_size=16)
         engine_name = settings.engine
@@ -121,12 +122,13 @@ class _Worker:
             os._exit(0)
         finally:
             heartbeat.stop()
-            if self._engine_died:
-                self._take_leases_back(database)
-            self._say(database, transitions.stop_worker)
+            # Its supervisor buries a worker that failed: it takes the chunks back, and reads in this worker's row
+            # whether the engine had been loaded, which tells a death from a load that fails each time.
+            if not self._engine_died and not self._celery_failed:
+                self._say(database, transitions.stop_worker)
             feed.stop()
             database.close()
-        return EXIT_ENGINE_DIED if self._engine_died else 0
+        return EXIT_ENGINE_DIED if self._engine_died else int(self._celery_failed)
 
     def _serve(self, database: Database, heartbeat: Heartbeat, feed: Feed) -> None:
         settings = self._settings
@@ -163,17 +165,11 @@ class _Worker:
         sweeper = Sweeper(database, settings, self._card.name, runner, tickets, num_slots)
         sweeper.start()
         try:
-            run_worker(app, runner, self._card.name, self._worker_id, num_slots)
+            was_asked = run_worker(app, runner, self._card.name, self._worker_id, num_slots)
+            self._celery_failed = not was_asked
         finally:
             sweeper.stop()
             runner.drain()
-
-    def _take_leases_back(self, database: Database) -> None:
-        """Every slot has let go: what this worker still holds counts as lost with the engine."""
-        try:
-            recovery.worker_died(database, self._worker_id, self._settings.max_attempts)
-        except PromptmillError as error:
-            _log.warning("could not give the chunks back, their leases will expire: %s", error)
 
     def _on_engine_death(self) -> None:
         self._engine_died = True

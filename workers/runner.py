@@ -191,7 +191,7 @@ class Runner:
         except DatabaseUnavailableError:
             _log.warning("chunk %d: the database is away, its lease will expire", lease.chunk_id)
         except EngineError:
-            # its leases are taken back once every slot has let go: see workers.main
+            # its leases are taken back by the supervisor, once this process is gone
             self._draining.set()
             self._on_engine_death()
         except Exception as error:

@@ -6,6 +6,7 @@ process is gone, however it died; and when the worker is gone, what is left of i
 vLLM's processes outlive their parent and keep the GPU's memory.
 """
 
+import atexit
 import contextlib
 import logging
 import os
@@ -13,8 +14,9 @@ import secrets
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -28,7 +30,34 @@ _POLL_S = 0.1
 _REDIS_INTERVAL_S = 1.0
 _MAX_FAILED_LOADS = 3
 
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
 _log = logging.getLogger(__name__)
+_is_hurried = threading.Event()
+
+
+def stop_on_signals() -> None:
+    """From here on the first SIGINT or SIGTERM raises KeyboardInterrupt, and each later one makes `stop` kill at once.
+
+    Only the first raises: a second exception, in the middle of a stop, would leave chunks leased to a dead worker.
+    """
+
+    def hurry(*_: object) -> None:
+        _is_hurried.set()
+
+    def interrupt(*_: object) -> None:
+        _handle_stop(hurry)
+        raise KeyboardInterrupt
+
+    _is_hurried.clear()
+    _handle_stop(interrupt)
+    # on its way out Python puts the system's handlers back, and those kill
+    atexit.register(_handle_stop, signal.SIG_IGN)
+
+
+def _handle_stop(handler: Callable[..., None] | signal.Handlers) -> None:
+    for number in _STOP_SIGNALS:
+        signal.signal(number, handler)
 
 
 class Supervisor:
@@ -125,7 +154,7 @@ class Supervisor:
             self._pipe = None
 
     def stop(self) -> int | None:
-        """SIGTERM, and SIGKILL once the grace is over or Ctrl-C comes again; the worker's exit code.
+        """SIGTERM, and SIGKILL once the grace is over or somebody asked again; the worker's exit code.
 
         Safe to call again, and after the worker ended by itself.
         """
@@ -134,9 +163,10 @@ class Supervisor:
                 return None
             if self._process.poll() is None:
                 self._process.send_signal(signal.SIGTERM)
-                # a second Ctrl-C means: at once
-                with contextlib.suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
-                    self._process.wait(self._settings.stop_grace_s)
+                give_up_at = time.monotonic() + self._settings.stop_grace_s
+                while self._process.poll() is None and time.monotonic() < give_up_at:
+                    if _is_hurried.wait(_POLL_S):
+                        break
             self._kill_session()
             code = self._process.wait()
             if code != 0:

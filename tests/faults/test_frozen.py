@@ -79,9 +79,8 @@ def _frozen(plant: Plant, worker: WorkerProcess, *, is_writing: bool) -> Iterato
     while True:
         pid = worker.freeze()
         # twice: its last word may still be on its way when it stands still
-        if _is_in_transaction(plant) == is_writing and not time.sleep(0.1):
-            if _is_in_transaction(plant) == is_writing:
-                break
+        if all(_is_in_transaction(plant, after_s) == is_writing for after_s in (0, 0.1)):
+            break
         os.kill(pid, signal.SIGCONT)
         assert time.monotonic() < deadline, "it was never caught"
     try:
@@ -90,7 +89,8 @@ def _frozen(plant: Plant, worker: WorkerProcess, *, is_writing: bool) -> Iterato
         os.kill(pid, signal.SIGCONT)
 
 
-def _is_in_transaction(plant: Plant) -> bool:
+def _is_in_transaction(plant: Plant, after_s: float) -> bool:
+    time.sleep(after_s)
     if plant.database.is_sqlite:
         return not plant.can_write()
     query = text(
