@@ -279,7 +279,7 @@ def run(
     from jobs.export import check_output, export
     from workers.local_run import run_job, submit_or_resume
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    _stop_like_ctrl_c()
     check_output(output)
     settings, database = _open()
     card = _card(settings, model)
@@ -291,7 +291,6 @@ def run(
             job = run_job(
                 database, settings, card, job.id, lambda seen, ready: view.update(seen, is_ready=ready)
             )
-        export(database, job.id, output)
     except KeyboardInterrupt:
         # with every option: without --model it would be another job
         again = shlex.join(["promptmill", *sys.argv[1:]])
@@ -301,6 +300,12 @@ def run(
         _say(
             f"stopped; what is finished is kept. To go on: {again}\nTo give it up: promptmill cancel {job.id}"
         )
+        raise
+    try:
+        export(database, job.id, output)
+    except (KeyboardInterrupt, errors.OutputError):
+        rest = shlex.join(["promptmill", "results", job.id, "-o", output])
+        _say(f"{job.id} is {job.state}, and its results are kept. To write them: {rest}")
         raise
     _say(_summary(job, output))
     _exit_for(job, max_failed)
@@ -330,6 +335,13 @@ def submit(file: str, model: str | None, as_json: bool, **values: Any) -> None:
         _print_json(submits.submitted_as_dict(submitted))
     else:
         click.echo(submitted.job.id)
+
+
+def _stop_like_ctrl_c() -> None:
+    """SIGTERM, and the hangup of a terminal unless nohup took it away, stop as Ctrl-C does."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.default_int_handler)
 
 
 def _print_submitted(submitted: Any) -> None:
@@ -581,7 +593,7 @@ def worker(model: str | None, restart_engine: bool) -> None:
     """
     from workers.supervisor import Supervisor
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    _stop_like_ctrl_c()
     settings, database = _open()
     supervisor = Supervisor(database, settings, _card(settings, model).name, restart=restart_engine)
     code: int | None = None

@@ -25,6 +25,13 @@ from db.errors import DatabaseUnavailableError, SettingsError
 HEAD_REVISION = "0001"
 _SQLITE_BUSY_TIMEOUT_MS = 30_000
 _CONNECT_TIMEOUT_S = 5
+# A server that is cut off is noticed within half a minute, and not when TCP gives up after many.
+_POSTGRES_KEEPALIVE = {
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 20_000,
+}
 
 
 def _sqlite_connect(connection: Any, _: object) -> None:
@@ -102,6 +109,7 @@ class Database:
             {"timeout": _SQLITE_BUSY_TIMEOUT_MS / 1000}
             if self.is_sqlite
             else {
+                **_POSTGRES_KEEPALIVE,
                 "connect_timeout": _CONNECT_TIMEOUT_S,
                 "application_name": "promptmill",
             }

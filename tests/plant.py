@@ -158,7 +158,9 @@ class Plant:
     def worker_ids(self) -> list[str]:
         """Of the workers that say they are ready."""
         with self.database.read() as tx:
-            return list(tx.execute(select(workers.c.id).where(workers.c.state == WorkerState.READY)).scalars())
+            return list(
+                tx.execute(select(workers.c.id).where(workers.c.state == WorkerState.READY)).scalars()
+            )
 
     def worker_pid(self) -> int:
         """Of the one worker process that is ready."""

@@ -1,15 +1,19 @@
 """The Celery app: each option with its reason."""
 
+import threading
+import time
 import warnings
+from collections.abc import Callable
 
 from celery import Celery
 from celery.exceptions import SecurityWarning
-from celery.signals import worker_shutting_down
+from celery.worker import state
 
 from jobs.settings import Settings
 from workers.runner import Runner
 
 TICKET_TASK = "promptmill.ticket"
+_STOP_POLL_S = 0.1
 
 
 def queue_name(card_name: str) -> str:
@@ -60,8 +64,18 @@ def create_app(settings: Settings) -> Celery:
     return app
 
 
-def run_worker(app: Celery, runner: Runner, card_name: str, worker_id: str, num_slots: int) -> None:
-    """Take tickets until SIGTERM; then drain, and return once every slot has let go of its chunk."""
+def run_worker(
+    app: Celery,
+    runner: Runner,
+    card_name: str,
+    worker_id: str,
+    num_slots: int,
+    is_stop_asked: Callable[[], bool],
+) -> int:
+    """Take tickets until `is_stop_asked`; then drain, and return once every slot has let go of its chunk.
+
+    Celery's exit code: 0 after a stop that was asked for, another when Celery itself gave up.
+    """
 
     @app.task(name=TICKET_TASK)  # type: ignore[untyped-decorator]
     def ticket() -> None:
@@ -69,10 +83,6 @@ def run_worker(app: Celery, runner: Runner, card_name: str, worker_id: str, num_
         lost, doubled or late without harm."""
         runner.work()
 
-    def drain(**_: object) -> None:
-        runner.drain()
-
-    worker_shutting_down.connect(drain)
     # it warns of pickle under root; there is no pickle here, and a container often has no other user
     warnings.filterwarnings("ignore", category=SecurityWarning)
     worker = app.Worker(
@@ -88,4 +98,16 @@ def run_worker(app: Celery, runner: Runner, card_name: str, worker_id: str, num_
         loglevel="WARNING",
         quiet=True,
     )
+    # Celery's signal handlers raise and take locks wherever the signal finds the main thread. Ours sets a flag.
+    worker.install_platform_tweaks = lambda _: None
+    threading.Thread(target=_stop_when, args=(is_stop_asked, runner), name="stop", daemon=True).start()
     worker.start()
+    return int(worker.exitcode or 0)
+
+
+def _stop_when(is_stop_asked: Callable[[], bool], runner: Runner) -> None:
+    """Once a stop is asked for: no more claims, chunks given back, and Celery's loop ends by itself."""
+    while not is_stop_asked():
+        time.sleep(_STOP_POLL_S)
+    runner.drain()
+    state.should_stop = 0

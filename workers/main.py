@@ -82,7 +82,7 @@ def _die_with_supervisor(watch_fd: int) -> None:
 
 
 class _StoppedError(Exception):
-    """SIGTERM came while the engine was being loaded."""
+    """The stop was asked for while the engine was being loaded."""
 
 
 class _Worker:
@@ -94,6 +94,8 @@ class _Worker:
         self._worker_id = worker_id
         self._only_job_id = only_job_id
         self._engine_died = False
+        # a plain flag, since nothing else is safe to touch in a signal's handler
+        self._is_stop_asked = False
 
     def run(self) -> int:
         """0 after a stop that was asked for, EXIT_ENGINE_DIED when the engine ended first."""
@@ -113,7 +115,7 @@ class _Worker:
         heartbeat.start()
         feed = Feed(lambda: _create_engine(settings, self._card))
         try:
-            self._serve(database, heartbeat, feed)
+            code = self._serve(database, heartbeat, feed)
         except _StoppedError:
             _log.info("stopped before the engine was loaded")
             self._say(database, transitions.stop_worker)
@@ -126,15 +128,16 @@ class _Worker:
             self._say(database, transitions.stop_worker)
             feed.stop()
             database.close()
-        return EXIT_ENGINE_DIED if self._engine_died else 0
+        return EXIT_ENGINE_DIED if self._engine_died else code
 
-    def _serve(self, database: Database, heartbeat: Heartbeat, feed: Feed) -> None:
+    def _serve(self, database: Database, heartbeat: Heartbeat, feed: Feed) -> int:
         settings = self._settings
-        signal.signal(signal.SIGTERM, _raise_stopped)
+        signal.signal(signal.SIGTERM, self._ask_stop)
         started_at = time.monotonic()
         feed.start()
         while (engine := feed.wait_ready(0.2)) is None:
-            pass
+            if self._is_stop_asked:
+                raise _StoppedError
         num_slots = settings.worker_num_chunks or max(
             _MIN_CHUNKS, math.ceil(2 * engine.num_seqs / settings.chunk_num_requests)
         )
@@ -160,13 +163,16 @@ class _Worker:
         )
         app = create_app(settings)
         tickets = TicketOffice(app, self._card.name)
-        sweeper = Sweeper(database, settings, self._card.name, runner, tickets, num_slots)
+        sweeper = Sweeper(database, settings, self._card.name, runner, tickets, num_slots, heartbeat)
         sweeper.start()
         try:
-            run_worker(app, runner, self._card.name, self._worker_id, num_slots)
+            code = run_worker(
+                app, runner, self._card.name, self._worker_id, num_slots, lambda: self._is_stop_asked
+            )
         finally:
             sweeper.stop()
             runner.drain()
+        return code
 
     def _take_leases_back(self, database: Database) -> None:
         """Every slot has let go: what this worker still holds counts as lost with the engine."""
@@ -175,9 +181,12 @@ class _Worker:
         except PromptmillError as error:
             _log.warning("could not give the chunks back, their leases will expire: %s", error)
 
+    def _ask_stop(self, *_: object) -> None:
+        self._is_stop_asked = True
+
     def _on_engine_death(self) -> None:
         self._engine_died = True
-        os.kill(os.getpid(), signal.SIGTERM)
+        self._ask_stop()
 
     def _say(self, database: Database, transition: Callable[..., None]) -> None:
         try:
@@ -185,10 +194,6 @@ class _Worker:
                 transition(tx, self._worker_id)
         except PromptmillError as error:
             _log.warning("could not write this worker's state: %s", error)
-
-
-def _raise_stopped(*_: object) -> None:
-    raise _StoppedError
 
 
 if __name__ == "__main__":
