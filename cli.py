@@ -291,7 +291,6 @@ def run(
             job = run_job(
                 database, settings, card, job.id, lambda seen, ready: view.update(seen, is_ready=ready)
             )
-        export(database, job.id, output)
     except KeyboardInterrupt:
         # with every option: without --model it would be another job
         again = shlex.join(["promptmill", *sys.argv[1:]])
@@ -301,6 +300,12 @@ def run(
         _say(
             f"stopped; what is finished is kept. To go on: {again}\nTo give it up: promptmill cancel {job.id}"
         )
+        raise
+    try:
+        export(database, job.id, output)
+    except (KeyboardInterrupt, errors.OutputError):
+        rest = shlex.join(["promptmill", "results", job.id, "-o", output])
+        _say(f"{job.id} is {job.state}, and its results are kept. To write them: {rest}")
         raise
     _say(_summary(job, output))
     _exit_for(job, max_failed)

@@ -215,9 +215,16 @@ class Chaos:
             hit = fault()
             self.num_faults += 1
             done = self._plant.job(job_id).counts.num_closed
-            wait_until(lambda: self._is_over(job_id, hit, done), f"recovery from {fault.__name__}", _RECOVERY_TIMEOUT_S)
+            wait_until(
+                lambda: self._is_over(job_id, hit, done),
+                f"recovery from {fault.__name__}",
+                _RECOVERY_TIMEOUT_S,
+            )
             took_s = time.monotonic() - before
-            print(f"  {at_s:6.1f} s  {fault.__name__.replace('_', ' '):46} recovered after {took_s:4.1f} s", flush=True)
+            print(
+                f"  {at_s:6.1f} s  {fault.__name__.replace('_', ' '):46} recovered after {took_s:4.1f} s",
+                flush=True,
+            )
         wait_until(lambda: self._plant.job(job_id).state.is_final, "the job is over", 600)
         for poisoned in self._poisoned:
             outcomes = self._plant.wait_sound(poisoned)
@@ -294,7 +301,9 @@ def _half(name: str, num_requests: int, seed: int, folder: Path) -> bool:
         num_lost, num_doubled, num_wrong = _judge(plants[-1], job_id, num_requests)
         took_s, num_rerun = _elapsed_s(plants[-1], job_id), plants[-1].num_rerun(job_id)
         print(f"  {chaos.num_faults} faults: {took_s:.1f} s, {took_s / ideal_s:.2f} of the undisturbed run")
-        print(f"  run again: {num_rerun} requests in {_num_chunk_attempts(plants[-1])} further attempts at chunks")
+        print(
+            f"  run again: {num_rerun} requests in {_num_chunk_attempts(plants[-1])} further attempts at chunks"
+        )
         print(f"  lost = {num_lost}, doubled = {num_doubled}, wrong = {num_wrong}", flush=True)
         if chaos.num_faults < _NUM_FAULTS:
             print(f"  too few faults: the job was over before {_NUM_FAULTS} of them; give more --requests")

@@ -28,8 +28,14 @@ _CONNECT_TIMEOUT_S = 5
 # A worker that is frozen or cut off inside a transaction holds rows that everybody needs, and the server would wait
 # for it for hours. No transaction of ours pauses for so long: the server ends the session, and rolls back.
 _MAX_IDLE_IN_TRANSACTION_S = 10
-# The other way round: a server that is gone without a word is given up, and not after the kernel's quarter of an hour.
-_MAX_SILENCE_S = 15
+# The other way round: a server that is gone without a word is given up soon, and not after the kernel's quarter
+# of an hour.
+_POSTGRES_KEEPALIVE = {
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 15_000,
+}
 
 
 def _sqlite_connect(connection: Any, _: object) -> None:
@@ -112,12 +118,9 @@ class Database:
             {"timeout": _SQLITE_BUSY_TIMEOUT_MS / 1000}
             if self.is_sqlite
             else {
+                **_POSTGRES_KEEPALIVE,
                 "connect_timeout": _CONNECT_TIMEOUT_S,
                 "application_name": "promptmill",
-                "keepalives_idle": _MAX_SILENCE_S,
-                "keepalives_interval": 5,
-                "keepalives_count": 3,
-                "tcp_user_timeout": _MAX_SILENCE_S * 1000,
             }
         )
         try:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from sqlalchemy import ColumnElement, Connection, select
+from sqlalchemy import ColumnElement, Connection, and_, select
 
 from db import leases, transitions
 from db.database import Database
@@ -79,6 +79,15 @@ def worker_died(database: Database, worker_id: str, max_attempts: int) -> Recove
         num_split=deaths[_Death.SPLIT],
         num_given_up=deaths[_Death.GIVEN_UP],
     )
+
+
+def end_cancel_without_workers(database: Database, job_id: str) -> None:
+    """Cancel the chunks of a cancelling job whose workers are not heard of any more: perhaps no worker runs that
+    would sweep. Nothing happens to a job in another state."""
+    with database.read() as tx:
+        state = tx.execute(select(jobs.c.state).where(jobs.c.id == job_id)).scalar()
+    if state == JobState.CANCELLING:
+        _bury(database, and_(chunks.c.job_id == job_id, chunks.c.lease_until < now_s()), max_attempts=1)
 
 
 def _expire_leases(database: Database, max_attempts: int) -> Counter[_Death]:

@@ -1,6 +1,6 @@
 """Stopping a job."""
 
-from db import queries, transitions
+from db import queries, recovery, transitions
 from db.database import Database
 from db.errors import WrongStateError
 from db.queries import Job
@@ -22,4 +22,5 @@ def cancel(database: Database, job_id: str) -> Job:
         except WrongStateError as error:
             if error.current not in (JobState.CANCELLING, JobState.CANCELLED):
                 raise
+    recovery.end_cancel_without_workers(database, job_id)
     return queries.get_job(database, job_id)

@@ -6,10 +6,11 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
-from db import queries
+from db import queries, recovery
 from db.database import Database
 from db.errors import DatabaseUnavailableError
 from db.queries import Counts, Job
+from db.states import JobState
 
 _POLL_S = 0.5
 
@@ -68,6 +69,8 @@ def wait(
     while True:
         try:
             job = queries.get_job(database, job_id)
+            if job.state is JobState.CANCELLING:
+                recovery.end_cancel_without_workers(database, job_id)
         except DatabaseUnavailableError:
             if deadline is not None and time.monotonic() >= deadline:
                 raise

@@ -9,7 +9,7 @@ from typing import Any
 
 from db import queries, recovery, submits
 from db.database import Database
-from db.errors import DatabaseUnavailableError, InputError
+from db.errors import DatabaseUnavailableError, InputError, NotFoundError
 from db.queries import Job
 from db.submits import NewChunk, NewRequest
 from db.transitions import NewJob
@@ -95,7 +95,7 @@ def submit(
         key = _once_key(sha256, card)
     if key is not None and (found := queries.find_job_by_key(database, key)):
         return Submitted(found, False, None, found.input_sha256 == sha256 if sha256 else None)
-    errors_file = open_errors_file(options.errors_path)
+    errors_file = open_errors_file(options.errors_path, path)
     try:
         with InputFile(path) as source:
             checker = LineChecker(card, strict=options.strict, errors_file=errors_file)
@@ -162,6 +162,11 @@ class _Staging:
                 input_sha256=source.sha256,
                 idempotency_key=key,
             )
+        except DatabaseUnavailableError:
+            if not self._is_stored():
+                self._discard()
+                raise
+            created = True
         except BaseException:
             self._discard()
             raise
@@ -202,6 +207,14 @@ class _Staging:
         if self._requests:
             submits.add(self._database, self._job_id, self._requests, self._chunks)
             self._requests, self._chunks, self._num_chars = [], [], 0
+
+    def _is_stored(self) -> bool:
+        """Whether the job is there all the same: a commit may go through and only its answer be lost."""
+        try:
+            queries.get_job(self._database, self._job_id)
+        except (DatabaseUnavailableError, NotFoundError):
+            return False
+        return True
 
     def _discard(self) -> None:
         # should the database be away, the sweeper deletes it; the error that brought us here is the one to show

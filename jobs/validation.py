@@ -253,11 +253,13 @@ def _custom_id_problem(custom_id: object) -> str | None:
     return None
 
 
-def open_errors_file(path: str | None) -> IO[str] | None:
+def open_errors_file(path: str | None, input_path: str) -> IO[str] | None:
     """A new private file for all errors of a check, as JSONL; None for no path."""
     if path is None:
         return None
     try:
+        if Path(path).exists() and Path(input_path).exists() and Path(path).samefile(input_path):
+            raise OutputError(f"{path} is the input; give the errors another file")
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         return os.fdopen(descriptor, "w", encoding="utf-8")
@@ -274,7 +276,7 @@ def validate(
     errors_path: str | None = None,
 ) -> Report:
     """Check a whole file and store nothing."""
-    errors_file = open_errors_file(errors_path)
+    errors_file = open_errors_file(errors_path, path)
     try:
         checker = LineChecker(card, strict=strict, errors_file=errors_file)
         with InputFile(path) as source:

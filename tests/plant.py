@@ -158,12 +158,16 @@ class Plant:
     def worker_ids(self) -> list[str]:
         """Of the workers that say they are ready."""
         with self.database.read() as tx:
-            return list(tx.execute(select(workers.c.id).where(workers.c.state == WorkerState.READY)).scalars())
+            return list(
+                tx.execute(select(workers.c.id).where(workers.c.state == WorkerState.READY)).scalars()
+            )
 
     def worker_pid(self) -> int:
         """Of the one worker process that is ready."""
         with self.database.read() as tx:
-            return int(tx.execute(select(workers.c.pid).where(workers.c.state == WorkerState.READY)).scalar_one())
+            return int(
+                tx.execute(select(workers.c.pid).where(workers.c.state == WorkerState.READY)).scalar_one()
+            )
 
     def has_beaten(self, worker_id: str) -> bool:
         """Whether this worker was heard of within a lease's time."""
@@ -261,7 +265,7 @@ class Plant:
         yield
         began = time.monotonic()
         wait_until(lambda: self.is_recovered(held), f"recovery in {bound_s:g} s", bound_s)
-        print(f"recovered after {time.monotonic() - began:.1f} s")  # noqa: T201  shown with pytest -s
+        print(f"recovered after {time.monotonic() - began:.1f} s")
 
 
 # A plant with the quick settings; changed ones as keywords.

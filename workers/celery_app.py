@@ -1,19 +1,22 @@
 """The Celery app: each option with its reason."""
 
 import logging
+import threading
+import time
 import warnings
 from collections.abc import Callable
 from typing import Any
 
 from celery import Celery
 from celery.exceptions import SecurityWarning
-from celery.signals import worker_shutting_down
+from celery.worker import state
 from celery.worker.consumer import Consumer
 
 from jobs.settings import Settings
 from workers.runner import Runner
 
 TICKET_TASK = "promptmill.ticket"
+_STOP_POLL_S = 0.1
 
 # What reading a message raises that was never written by Celery.
 _FORGED = (AttributeError, IndexError, KeyError, TypeError, ValueError)
@@ -101,10 +104,17 @@ def _reconnecting(loop: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def run_worker(app: Celery, runner: Runner, card_name: str, worker_id: str, num_slots: int) -> bool:
-    """Take tickets until SIGTERM; then drain, and return once every slot has let go of its chunk.
+def run_worker(
+    app: Celery,
+    runner: Runner,
+    card_name: str,
+    worker_id: str,
+    num_slots: int,
+    is_stop_asked: Callable[[], bool],
+) -> int:
+    """Take tickets until `is_stop_asked`; then drain, and return once every slot has let go of its chunk.
 
-    False when Celery gave up by itself.
+    Celery's exit code: 0 after a stop that was asked for, another when Celery itself gave up.
     """
 
     @app.task(name=TICKET_TASK)  # type: ignore[untyped-decorator]
@@ -113,10 +123,6 @@ def run_worker(app: Celery, runner: Runner, card_name: str, worker_id: str, num_
         lost, doubled or late without harm."""
         runner.work()
 
-    def drain(**_: object) -> None:
-        runner.drain()
-
-    worker_shutting_down.connect(drain)
     # it warns of pickle under root; there is no pickle here, and a container often has no other user
     warnings.filterwarnings("ignore", category=SecurityWarning)
     worker = app.Worker(
@@ -133,5 +139,16 @@ def run_worker(app: Celery, runner: Runner, card_name: str, worker_id: str, num_
         loglevel="WARNING",
         quiet=True,
     )
+    # Celery's signal handlers raise and take locks wherever the signal finds the main thread. Ours sets a flag.
+    worker.install_platform_tweaks = lambda _: None
+    threading.Thread(target=_stop_when, args=(is_stop_asked, runner), name="stop", daemon=True).start()
     worker.start()
-    return not worker.exitcode
+    return int(worker.exitcode or 0)
+
+
+def _stop_when(is_stop_asked: Callable[[], bool], runner: Runner) -> None:
+    """Once a stop is asked for: no more claims, chunks given back, and Celery's loop ends by itself."""
+    while not is_stop_asked():
+        time.sleep(_STOP_POLL_S)
+    runner.drain()
+    state.should_stop = 0

@@ -48,6 +48,10 @@ class EchoEngine:
     def num_unfinished(self) -> int:
         return len(self._waiting) + len(self._running)
 
+    @property
+    def is_dead(self) -> bool:
+        return False
+
     def render(self, generations: Sequence[Generation], limits: Limits) -> list[Rendered | Problem]:
         return [check_limits(one, _render(one), limits) for one in generations]
 

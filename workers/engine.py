@@ -58,6 +58,10 @@ class Engine(Protocol):
     def num_unfinished(self) -> int:
         """Requests added and not yet finished or aborted."""
 
+    @property
+    def is_dead(self) -> bool:
+        """Whether it is known to have died, asked from another thread while `step` may be waiting."""
+
     def render(self, generations: Sequence[Generation], limits: Limits) -> list[Rendered | Problem]:
         """See `jobs.rendering.Renderer.render`."""
 

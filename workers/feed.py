@@ -3,12 +3,16 @@
 import itertools
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from db.errors import EngineError
 from workers.engine import Completion, Engine, EngineRequest, Failure
+
+# A forward pass takes seconds, the first one of a large model perhaps a minute.
+MAX_STEP_S = 300.0
 
 _log = logging.getLogger(__name__)
 
@@ -39,6 +43,7 @@ class Feed:
         self._keys = itertools.count()
         self._is_stopping = False
         self._error: BaseException | None = None
+        self._step_began_at: float | None = None
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -53,6 +58,16 @@ class Feed:
         if self._error is not None:
             raise EngineError(f"the engine is dead: {self._error}") from self._error
         return self._engine
+
+    def check(self) -> None:
+        """Take the engine for dead when it says so, or when one step takes far too long: vLLM's own process may be
+        gone while a step waits for its answer for ever."""
+        engine, since = self._engine, self._step_began_at
+        if engine is None or self._error is not None:
+            return
+        if engine.is_dead or (since is not None and time.monotonic() - since > MAX_STEP_S):
+            with self._changed:
+                self._error = EngineError("the engine is gone, or hangs")
 
     @property
     def is_dead(self) -> bool:
@@ -86,7 +101,8 @@ class Feed:
         with self._changed:
             self._is_stopping = True
             self._changed.notify()
-        self._thread.join(timeout_s)
+        if self._error is None:  # a dead engine may hang its thread for ever
+            self._thread.join(timeout_s)
 
     def _run(self) -> None:
         try:
@@ -95,7 +111,10 @@ class Feed:
             while self._admit(engine):
                 if engine.num_unfinished == 0:
                     continue  # all aborted or refused: vLLM's step would wait for an output that never comes
-                for outcome in engine.step():
+                self._step_began_at = time.monotonic()
+                outcomes = engine.step()
+                self._step_began_at = None
+                for outcome in outcomes:
                     entry = self._entries.pop(outcome.key, None)
                     if entry is not None:
                         entry.deliver(outcome)

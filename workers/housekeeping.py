@@ -60,6 +60,8 @@ class Heartbeat(_Periodic):
         self.runner: Runner | None = None
 
     def run_once(self) -> None:
+        if self.runner is not None:
+            self.runner.check_engine()
         held = [run.lease for run in self.runner.runs()] if self.runner else []
         renewal = leases.renew(self._database, self._worker_id, held, self._lease_s)
         if self.runner is not None:
@@ -80,6 +82,7 @@ class Sweeper(_Periodic):
         runner: Runner,
         tickets: TicketOffice,
         num_slots: int,
+        heartbeat: Heartbeat,
     ) -> None:
         super().__init__("sweeper", settings.sweep_s, self.run_once)
         self._database = database
@@ -88,11 +91,14 @@ class Sweeper(_Periodic):
         self._runner = runner
         self._tickets = tickets
         self._num_slots = num_slots
+        self._heartbeat = heartbeat
         self._spare_until = float("-inf")
 
     def run_once(self) -> None:
         lease_s = self._settings.lease_s
         try:
+            # After a machine's sleep both threads wake at once: its own healthy leases come first.
+            self._heartbeat.run_once()
             recovered = recovery.run_once(
                 self._database,
                 lease_s,

@@ -82,7 +82,7 @@ def _die_with_supervisor(watch_fd: int) -> None:
 
 
 class _StoppedError(Exception):
-    """SIGTERM came while the engine was being loaded."""
+    """The stop was asked for while the engine was being loaded."""
 
 
 class _Worker:
@@ -94,10 +94,11 @@ class _Worker:
         self._worker_id = worker_id
         self._only_job_id = only_job_id
         self._engine_died = False
-        self._celery_failed = False
+        # a plain flag, since nothing else is safe to touch in a signal's handler
+        self._is_stop_asked = False
 
     def run(self) -> int:
-        """0 after a stop that was asked for, EXIT_ENGINE_DIED when the engine ended first, 1 when Celery did."""
+        """0 after a stop that was asked for, EXIT_ENGINE_DIED when the engine ended first, else Celery's own."""
         settings = self._settings
         database = open_database(settings.resolved_database_url, pool_size=16)
         engine_name = settings.engine
@@ -113,8 +114,9 @@ class _Worker:
         heartbeat = Heartbeat(database, settings, self._worker_id)
         heartbeat.start()
         feed = Feed(lambda: _create_engine(settings, self._card))
+        code = EXIT_ENGINE_DIED
         try:
-            self._serve(database, heartbeat, feed)
+            code = self._serve(database, heartbeat, feed)
         except _StoppedError:
             _log.info("stopped before the engine was loaded")
             self._say(database, transitions.stop_worker)
@@ -124,19 +126,20 @@ class _Worker:
             heartbeat.stop()
             # Its supervisor buries a worker that failed: it takes the chunks back, and reads in this worker's row
             # whether the engine had been loaded, which tells a death from a load that fails each time.
-            if not self._engine_died and not self._celery_failed:
+            if code == 0 and not self._engine_died:
                 self._say(database, transitions.stop_worker)
             feed.stop()
             database.close()
-        return EXIT_ENGINE_DIED if self._engine_died else int(self._celery_failed)
+        return EXIT_ENGINE_DIED if self._engine_died else code
 
-    def _serve(self, database: Database, heartbeat: Heartbeat, feed: Feed) -> None:
+    def _serve(self, database: Database, heartbeat: Heartbeat, feed: Feed) -> int:
         settings = self._settings
-        signal.signal(signal.SIGTERM, _raise_stopped)
+        signal.signal(signal.SIGTERM, self._ask_stop)
         started_at = time.monotonic()
         feed.start()
         while (engine := feed.wait_ready(0.2)) is None:
-            pass
+            if self._is_stop_asked:
+                raise _StoppedError
         num_slots = settings.worker_num_chunks or max(
             _MIN_CHUNKS, math.ceil(2 * engine.num_seqs / settings.chunk_num_requests)
         )
@@ -162,18 +165,23 @@ class _Worker:
         )
         app = create_app(settings)
         tickets = TicketOffice(app, self._card.name)
-        sweeper = Sweeper(database, settings, self._card.name, runner, tickets, num_slots)
+        sweeper = Sweeper(database, settings, self._card.name, runner, tickets, num_slots, heartbeat)
         sweeper.start()
         try:
-            was_asked = run_worker(app, runner, self._card.name, self._worker_id, num_slots)
-            self._celery_failed = not was_asked
+            code = run_worker(
+                app, runner, self._card.name, self._worker_id, num_slots, lambda: self._is_stop_asked
+            )
         finally:
             sweeper.stop()
             runner.drain()
+        return code
+
+    def _ask_stop(self, *_: object) -> None:
+        self._is_stop_asked = True
 
     def _on_engine_death(self) -> None:
         self._engine_died = True
-        os.kill(os.getpid(), signal.SIGTERM)
+        self._ask_stop()
 
     def _say(self, database: Database, transition: Callable[..., None]) -> None:
         try:
@@ -181,10 +189,6 @@ class _Worker:
                 transition(tx, self._worker_id)
         except PromptmillError as error:
             _log.warning("could not write this worker's state: %s", error)
-
-
-def _raise_stopped(*_: object) -> None:
-    raise _StoppedError
 
 
 if __name__ == "__main__":

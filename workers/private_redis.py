@@ -16,6 +16,7 @@ from jobs.settings import Settings
 
 _START_TIMEOUT_S = 10.0
 _PING_TIMEOUT_S = 1.0
+_MAX_MUTE = 3
 # The server dies with the process that started it, even when that one is killed: the kernel sends the signal.
 # A process of its own sets this up, since code between fork and exec is not safe in a process with threads.
 _LAUNCHER = """
@@ -64,16 +65,17 @@ class PrivateRedis:
         self._socket = settings.private_broker_socket
         self._process: subprocess.Popen[bytes] | None = None
         self._lock: IO[str] | None = None
+        self._num_mute = 0
+        self._started_at = 0.0
 
     def ensure(self, *, wait: bool = False) -> None:
         """Start the server if none runs and nobody else is about to; with `wait`, until one answers.
 
         BrokerUnavailableError when there is no redis-server, or it does not start.
         """
-        if self._process is not None and self._process.poll() is None and not wait:
-            return
         deadline = time.monotonic() + _START_TIMEOUT_S
         while not is_answering(self._socket):
+            self._kill_if_mute()
             if self._take_lock() and (self._process is None or self._process.poll() is not None):
                 self._start()
             if not wait:
@@ -81,6 +83,16 @@ class PrivateRedis:
             if time.monotonic() > deadline:
                 raise BrokerUnavailableError(f"the private Redis does not answer on {self._socket}")
             time.sleep(0.02)
+
+    def _kill_if_mute(self) -> None:
+        """End our own server when it lives but does not answer, several times running: frozen, or its socket gone."""
+        if self._process is None or self._process.poll() is not None:
+            self._num_mute = 0
+            return
+        self._num_mute += 1
+        if self._num_mute >= _MAX_MUTE and time.monotonic() - self._started_at > _START_TIMEOUT_S:
+            self._process.kill()
+            self._process.wait()
 
     def stop(self) -> None:
         """End the server, if it is ours."""
@@ -126,6 +138,7 @@ class PrivateRedis:
                 " or set PROMPTMILL_BROKER_URL to a Redis that runs"
             )
         self._socket.unlink(missing_ok=True)
+        self._started_at, self._num_mute = time.monotonic(), 0
         options = {
             "--port": "0",
             "--unixsocket": str(self._socket),

@@ -137,6 +137,13 @@ class Runner:
         if run is not None:
             run.stop(reason)
 
+    def check_engine(self) -> None:
+        """Drain and report when the engine is dead, also while nothing runs. Called with every heartbeat."""
+        self._feed.check()
+        if self._feed.is_dead:
+            self.drain()
+            self._on_engine_death()
+
     def work(self) -> int:
         """Run chunks until none can be claimed, or the worker drains; the number run."""
         with self._lock:

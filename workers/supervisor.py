@@ -30,14 +30,14 @@ _POLL_S = 0.1
 _REDIS_INTERVAL_S = 1.0
 _MAX_FAILED_LOADS = 3
 
-_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _log = logging.getLogger(__name__)
 _is_hurried = threading.Event()
 
 
 def stop_on_signals() -> None:
-    """From here on the first SIGINT or SIGTERM raises KeyboardInterrupt, and each later one makes `stop` kill at once.
+    """From here on the first SIGINT, SIGTERM or SIGHUP raises KeyboardInterrupt; later ones make `stop` kill at once.
 
     Only the first raises: a second exception, in the middle of a stop, would leave chunks leased to a dead worker.
     """
@@ -57,7 +57,9 @@ def stop_on_signals() -> None:
 
 def _handle_stop(handler: Callable[..., None] | signal.Handlers) -> None:
     for number in _STOP_SIGNALS:
-        signal.signal(number, handler)
+        # the hangup of a terminal, unless nohup took it away, is a stop too
+        if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 class Supervisor:

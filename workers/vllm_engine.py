@@ -65,6 +65,12 @@ class VllmEngine:
     def num_unfinished(self) -> int:
         return int(self._engine.get_num_unfinished_requests())
 
+    @property
+    def is_dead(self) -> bool:
+        # only an engine in a process of its own has resources that can be dead while we live
+        resources = getattr(self._engine.engine_core, "resources", None)
+        return bool(getattr(resources, "engine_dead", False))
+
     def render(self, generations: Sequence[Generation], limits: Limits) -> list[Rendered | Problem]:
         return self._renderer.render(generations, limits)
 

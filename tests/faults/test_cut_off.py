@@ -60,7 +60,9 @@ def other_machine(postgres: Postgres, redis: Redis) -> Iterator[OtherMachine]:
         probe = ["unshare", "--net", "ip", "link", "set", "lo", "up"]
         allowed = subprocess.run(probe, capture_output=True, check=False).returncode == 0
     if not allowed:
-        pytest.skip("NOT TESTED: a worker that is cut off. Network namespaces are not permitted here (needs root)")
+        pytest.skip(
+            "NOT TESTED: a worker that is cut off. Network namespaces are not permitted here (needs root)"
+        )
     machine = OtherMachine(postgres, redis)
     yield machine
     machine.close()

@@ -29,7 +29,10 @@ def _limited(limit_bytes: int = _LIMIT_BYTES) -> list[str]:
 
 def _num_rows(database: Database) -> list[int]:
     with database.read() as tx:
-        return [tx.execute(select(func.count()).select_from(table)).scalar_one() for table in (jobs, requests, chunks)]
+        return [
+            tx.execute(select(func.count()).select_from(table)).scalar_one()
+            for table in (jobs, requests, chunks)
+        ]
 
 
 @pytest.fixture

@@ -31,7 +31,9 @@ def _forge(plant: Plant, redis: Redis, kind: str) -> None:
         case "far future":
             app.send_task(TICKET_TASK, queue=queue, countdown=10**6)
         case "pickle":
-            _publish(plant, b"\x80\x04N.", content_type="application/x-python-serialize", content_encoding="binary")
+            _publish(
+                plant, b"\x80\x04N.", content_type="application/x-python-serialize", content_encoding="binary"
+            )
         case "pickle with headers":
             _publish(
                 plant,
@@ -42,7 +44,11 @@ def _forge(plant: Plant, redis: Redis, kind: str) -> None:
             )
         case "undecodable body":
             _publish(
-                plant, b"\xff\xfe", content_type="application/json", content_encoding="utf-8", headers=_HEADERS
+                plant,
+                b"\xff\xfe",
+                content_type="application/json",
+                content_encoding="utf-8",
+                headers=_HEADERS,
             )
         case "body that is no call":
             _publish(plant, 5, serializer="json", headers=_HEADERS)

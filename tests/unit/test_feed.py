@@ -35,6 +35,7 @@ class ScriptedEngine:
         self.step_error: Exception | None = None
         self.extra: list[Completion | Failure] = []
         self.is_closed = False
+        self.is_gone = False
         self.threads: set[int] = set()
         self._num_seqs = num_seqs
         self._is_free = is_free
@@ -54,6 +55,10 @@ class ScriptedEngine:
     @property
     def num_unfinished(self) -> int:
         return len(self.inside)
+
+    @property
+    def is_dead(self) -> bool:
+        return self.is_gone
 
     def render(self, generations: Sequence[Generation], limits: Limits) -> list[Rendered | Problem]:
         raise NotImplementedError
@@ -413,3 +418,18 @@ def test_the_echo_engine_answers_through_the_feed(make_feed: MakeFeed, box: Box)
     answers = {outcome.key: outcome for outcome in box.take(20)}
     assert answers[7] == Completion(7, "say 7", None, "stop", 2, 2)
     assert len(answers) == 20
+
+
+def test_an_engine_whose_process_is_gone_is_noticed_while_a_step_waits_for_it() -> None:
+    engine = ScriptedEngine()
+    feed = Feed(lambda: engine)
+    feed.start()
+    feed.wait_ready()
+    feed.check()
+    assert not feed.is_dead
+    engine.is_gone = True
+    feed.check()
+    assert feed.is_dead
+    with pytest.raises(EngineError, match="gone, or hangs"):
+        feed.wait_ready()
+    engine.permit()

@@ -44,23 +44,42 @@ _json = st.recursive(
     max_leaves=8,
 )
 _fields = st.sampled_from(
-    ["prompt", "messages", "raw", "stream", "max_tokens", "custom_id", "temperature", "seed", "stop", "n", "é", "\0"]
+    [
+        "prompt",
+        "messages",
+        "raw",
+        "stream",
+        "max_tokens",
+        "custom_id",
+        "temperature",
+        "seed",
+        "stop",
+        "n",
+        "é",
+        "\0",
+    ]
 )
-_texts = st.text(st.characters(), max_size=20) | st.sampled_from(["\0", "\ud800", "a\ud800b", "\ufeff", "\u2028"])
+_texts = st.text(st.characters(), max_size=20) | st.sampled_from(
+    ["\0", "\ud800", "a\ud800b", "\ufeff", "\u2028"]
+)
 _messages = st.lists(st.fixed_dictionaries({"role": _texts, "content": _texts | _json}), max_size=3)
 _lines = st.one_of(
     st.just(_GOOD),
     st.binary(max_size=60),
     _json.map(lambda value: json.dumps(value).encode()),
     # a lone surrogate goes in as its escape, and as bytes that are no UTF-8
-    st.dictionaries(_fields, _texts | _json | _messages, max_size=4).map(lambda value: json.dumps(value).encode()),
+    st.dictionaries(_fields, _texts | _json | _messages, max_size=4).map(
+        lambda value: json.dumps(value).encode()
+    ),
     st.dictionaries(_fields, _texts, max_size=3).map(
         lambda value: json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass")
     ),
     st.integers(1, 3_000).map(lambda depth: b'{"prompt":' + b"[" * depth + b"]" * depth + b"}"),
     st.integers(1, 3_000).map(lambda depth: b"[" * depth),
     st.integers(4_000, 5_000).map(lambda size: b'{"prompt":"' + b"y" * size + b'"}'),
-    st.sampled_from([b"", b" ", b"\t", b"\r", b"NaN", b'{"prompt": Infinity}', b'{"prompt":"x","max_tokens":1e999}']),
+    st.sampled_from(
+        [b"", b" ", b"\t", b"\r", b"NaN", b'{"prompt": Infinity}', b'{"prompt":"x","max_tokens":1e999}']
+    ),
     st.integers(1, 500).map(lambda digits: b'{"prompt":"x","max_tokens":' + b"9" * digits + b"}"),
     st.integers(1, 500).map(lambda digits: b'{"prompt":"x","temperature":-' + b"9" * digits + b"." + b"1}"),
 )
@@ -174,7 +193,9 @@ def test_a_submit_stores_all_or_nothing(
         checked = None
     for on_invalid in OnInvalid:
         try:
-            job = submit(sqlite_database, settings_, card, str(path), SubmitOptions(on_invalid=on_invalid)).job
+            job = submit(
+                sqlite_database, settings_, card, str(path), SubmitOptions(on_invalid=on_invalid)
+            ).job
         except InputRefusedError as error:
             assert on_invalid is OnInvalid.REJECT
             assert checked is not None
