@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 # the servers and the installation that the tests break
@@ -216,7 +217,7 @@ class Chaos:
             self.num_faults += 1
             done = self._plant.job(job_id).counts.num_closed
             wait_until(
-                lambda: self._is_over(job_id, hit, done),
+                partial(self._is_over, job_id, hit, done),
                 f"recovery from {fault.__name__}",
                 _RECOVERY_TIMEOUT_S,
             )

@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 import orjson
 
@@ -120,10 +120,14 @@ class _CustomIds:
         self._seen.close()
 
 
+class _Writable(Protocol):
+    def write(self, text: str, /) -> object: ...
+
+
 class LineChecker:
     """Checks the lines of one file, and keeps the report. `strict` refuses fields that the schema does not know."""
 
-    def __init__(self, card: Card, *, strict: bool = False, errors_file: IO[str] | None = None) -> None:
+    def __init__(self, card: Card, *, strict: bool = False, errors_file: _Writable | None = None) -> None:
         self.report = Report()
         self._schema = RequestSchema(card.input_schema)
         self._max_total_tokens = card.limits.max_total_tokens
@@ -253,7 +257,31 @@ def _custom_id_problem(custom_id: object) -> str | None:
     return None
 
 
-def open_errors_file(path: str | None, input_path: str) -> IO[str] | None:
+class ErrorsFile:
+    """A file of errors; OutputError names it when it cannot be written on."""
+
+    def __init__(self, path: str, file: IO[str]) -> None:
+        self._path = path
+        self._file = file
+
+    def write(self, text: str, /) -> None:
+        try:
+            self._file.write(text)
+        except OSError as error:
+            raise self._explain(error) from error
+
+    def close(self) -> None:
+        """A second call does nothing."""
+        try:
+            self._file.close()
+        except OSError as error:
+            raise self._explain(error) from error
+
+    def _explain(self, error: OSError) -> OutputError:
+        return OutputError(f"cannot write {self._path}: {error.strerror}")
+
+
+def open_errors_file(path: str | None, input_path: str) -> ErrorsFile | None:
     """A new private file for all errors of a check, as JSONL; None for no path."""
     if path is None:
         return None
@@ -262,7 +290,7 @@ def open_errors_file(path: str | None, input_path: str) -> IO[str] | None:
             raise OutputError(f"{path} is the input; give the errors another file")
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        return os.fdopen(descriptor, "w", encoding="utf-8")
+        return ErrorsFile(path, os.fdopen(descriptor, "w", encoding="utf-8"))
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror}") from error
 

@@ -1,4 +1,4 @@
-"""One installation to break: a database, a broker, worker processes and their jobs, for fault tests and the long run."""
+"""One installation to break: a database, a broker, worker processes and jobs; for fault tests and the long run."""
 
 import contextlib
 import itertools
@@ -234,7 +234,7 @@ class Plant:
         """When each finished request got its outcome."""
         rows = select(results.c.index, results.c.finished_at).where(results.c.job_id == job_id)
         with self.database.read() as tx:
-            return {index: finished_at for index, finished_at in tx.execute(rows)}
+            return dict(tx.execute(rows).tuples().all())
 
     # recovery
 

@@ -69,11 +69,9 @@ def other_machine(postgres: Postgres, redis: Redis) -> Iterator[OtherMachine]:
 
 
 def test_a_worker_that_is_cut_off_and_comes_back(big: MakePlant, other_machine: OtherMachine) -> None:
-    """Its chunks run elsewhere within the lease; when the cable is back its late writes are refused, and it works on."""
+    """Its chunks run elsewhere within the lease; when the cable is back late writes are refused, and it works on."""
     plant = big(echo_latency_s=0.5)
-    database = plant.database.url.set(
-        username="postgres", password="x", host="127.0.0.1", port=_POSTGRES_PORT, query={}
-    )
+    database = plant.database.url.set(username="postgres", host="127.0.0.1", port=_POSTGRES_PORT, query={})
     far = plant.start_worker(
         under=other_machine.enter,
         database_url=database.render_as_string(hide_password=False),

@@ -69,9 +69,7 @@ def test_a_refused_request_fails_alone_and_a_flaky_one_succeeds(small: MakePlant
     assert {o.index: o.error_code for o in outcomes if o.error_code} == {30: "engine_error"}
     assert outcomes[31].status is ResultStatus.SUCCEEDED
     with plant.database.read() as tx:
-        attempts = {
-            index: attempt for index, attempt in tx.execute(select(results.c.index, results.c.attempt))
-        }
+        attempts = dict(tx.execute(select(results.c.index, results.c.attempt)).tuples().all())
     assert attempts.pop(31) == 3
     assert set(attempts.values()) == {1}
     assert plant.num_workers() == 1

@@ -15,7 +15,7 @@ _LONG_S = 600
 _EXIT_S = 10
 SIGNALS = [signal.SIGTERM, signal.SIGINT]
 # how long after the first signal the second comes
-GAPS_S = [0.0, 0.05, 0.5]
+GAPS_S = [0.0, 0.3]
 
 
 def _assert_nothing_is_held(plant: Plant, job_id: str) -> None:
