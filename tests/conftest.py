@@ -4,6 +4,7 @@ import importlib.util
 import itertools
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,10 @@ from db.upgrade import upgrade
 from jobs.settings import PREFIX
 
 _numbers = itertools.count()
+
+# Whoever starts the tests in the background has them ignore Ctrl-C, and every process they start would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def needs(what: str, why: str) -> None:
