@@ -46,7 +46,8 @@ def make(dest: Path) -> bool:
     dest = dest.absolute()
     if is_whole(dest):
         return False
-    if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
+    # asked once more, since another process may have put it there just now
+    if dest.exists() and (not dest.is_dir() or any(dest.iterdir())) and not is_whole(dest):
         raise EngineError(f"{dest} is there but is not the small model: move it away")
     _check_converters()
     dest.parent.mkdir(parents=True, exist_ok=True)
