@@ -1,22 +1,37 @@
-"""`python -m benchmarks [--quick]`: prints a table, and writes out/benchmarks.json."""
+"""`python -m benchmarks [--quick] [SUBJECT ...]`: prints a table, and writes out/benchmarks.json."""
 
 import argparse
+import importlib
 import json
 from pathlib import Path
 
-from benchmarks import generation
+from benchmarks.row import Row
 
-_SUBJECTS = (generation,)
+_SUBJECTS = ("generation", "control_plane")
+
+
+def _line(row: Row) -> str:
+    raw = "" if row.raw is None else f"{row.raw:,.1f}"
+    ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
+    reach = "" if row.reach is None else f"{'<=' if row.is_less_better else '>='} {row.reach:,g}"
+    verdict = {None: "", True: "reached", False: "NOT REACHED"}[row.is_reached]
+    return f"{row.subject:52}{row.value:>14,.1f}{raw:>14}{ratio:>7}  {row.unit:22}{reach:>10} {verdict} {row.note}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks")
     parser.add_argument("--quick", action="store_true", help="one small round of each, under 5 minutes")
-    quick = parser.parse_args().quick
-    rows = [row for subject in _SUBJECTS for row in subject.measure(quick=quick)]
-    print(f"{'subject':44}{'promptmill':>14}{'raw':>14}{'ratio':>8}")
+    parser.add_argument("subjects", nargs="*", metavar="SUBJECT", help=f"of {', '.join(_SUBJECTS)}")
+    arguments = parser.parse_args()
+    if unknown := [name for name in arguments.subjects if name not in _SUBJECTS]:
+        parser.error(f"{unknown[0]} is no subject; there are {', '.join(_SUBJECTS)}")
+    rows: list[Row] = []
+    for name in arguments.subjects or _SUBJECTS:
+        print(f"{name} ...", flush=True)
+        rows += importlib.import_module(f"benchmarks.{name}").measure(quick=arguments.quick)
+    print(f"{'subject':52}{'promptmill':>14}{'raw':>14}{'ratio':>7}  {'unit':22}{'reach':>10}")
     for row in rows:
-        print(f"{row.subject:44}{row.value:>14,.1f}{row.raw:>14,.1f}{row.ratio:>8.2f}  {row.unit}")
+        print(_line(row).rstrip())
     path = Path("out/benchmarks.json")
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps([row.as_dict() for row in rows], indent=2) + "\n")

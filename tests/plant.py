@@ -162,11 +162,11 @@ class Plant:
                 tx.execute(select(workers.c.id).where(workers.c.state == WorkerState.READY)).scalars()
             )
 
-    def worker_pid(self) -> int:
-        """Of the one worker process that is ready."""
+    def worker_pids(self) -> list[int]:
+        """Of the worker processes that are ready."""
         with self.database.read() as tx:
-            return int(
-                tx.execute(select(workers.c.pid).where(workers.c.state == WorkerState.READY)).scalar_one()
+            return list(
+                tx.execute(select(workers.c.pid).where(workers.c.state == WorkerState.READY)).scalars()
             )
 
     def has_beaten(self, worker_id: str) -> bool:
@@ -192,9 +192,11 @@ class Plant:
 
     def submit(self, requests: int | Sequence[str], **options: Any) -> str:
         """The id of a new job."""
+        return self.submit_file(self.write(requests), **options)
+
+    def submit_file(self, path: Path, **options: Any) -> str:
         card = find_card(self.home, self.settings.model)
-        path = str(self.write(requests))
-        job = submit(self.database, self.settings, card, path, SubmitOptions(**options)).job
+        job = submit(self.database, self.settings, card, str(path), SubmitOptions(**options)).job
         announce(self.settings, card.name, job.counts.total)
         return job.id
 

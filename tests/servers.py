@@ -42,6 +42,11 @@ class Postgres:
         url = make_url(self._server.get_uri()).set(drivername="postgresql+psycopg")
         self.url = url.render_as_string(hide_password=False)
 
+    @property
+    def pid(self) -> int:
+        """Of the process above all of its others."""
+        return int((Path(self._server.pgdata) / "postmaster.pid").read_text().split()[0])
+
     def stop(self) -> None:
         self._server.cleanup()
 
@@ -88,6 +93,11 @@ class Redis:
             start_new_session=True,
         )
         wait_until(lambda: is_answering(self.socket), "redis answers")
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
 
     def kill(self) -> None:
         """What was in it is lost: the next start is of an empty one."""

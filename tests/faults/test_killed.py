@@ -91,7 +91,7 @@ def test_a_run_goes_on_where_it_was_killed(small: MakePlant, tmp_path: Path, vic
         assert again.returncode == 0, again.stderr
         assert "was submitted before" in again.stderr
     else:
-        os.kill(plant.worker_pid(), signal.SIGKILL)
+        os.kill(plant.worker_pids()[0], signal.SIGKILL)
         _, said = running.communicate(timeout=60)
         assert running.returncode == 0, said
     assert_job_is_sound(plant.database, job_id)
