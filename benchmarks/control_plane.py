@@ -85,7 +85,9 @@ def measure(*, quick: bool) -> list[Row]:
     runs = _runs(num_requests, num_runs)
     return [
         Row("control plane, requests/s", "requests/s", [run.requests_per_s for run in runs], reach=8_000),
-        Row("control plane, CPU a request", "us", [run.cpu_us for run in runs], reach=250, is_less_better=True),
+        Row(
+            "control plane, CPU a request", "us", [run.cpu_us for run in runs], reach=250, is_less_better=True
+        ),
     ]
 
 

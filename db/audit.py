@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from sqlalchemy import ColumnElement, Table, and_, func, not_, or_, select
 
 from db.database import Database
-from db.states import ChunkState
-from db.tables import chunks, jobs, requests, results
+from db.tables import IS_RUNNING, chunks, jobs, requests, results
 
 
 @dataclass(frozen=True)
@@ -17,7 +16,7 @@ class Audit:
     num_requests: int
     num_results: int
     num_tiled: int
-    num_open_chunks: int
+    num_leases: int
     num_stray_results: int
 
 
@@ -46,9 +45,6 @@ def audit(database: Database, job_id: str) -> Audit:
             .correlate(chunks)
             .scalar_subquery()
         )
-        is_open = or_(
-            chunks.c.state.in_((ChunkState.QUEUED, ChunkState.RUNNING)), chunks.c.lease_id.is_not(None)
-        )
 
         def count(table: Table, *where: ColumnElement[bool]) -> int:
             statement = select(func.count()).select_from(table).where(*where)
@@ -59,7 +55,9 @@ def audit(database: Database, job_id: str) -> Audit:
             num_requests=count(requests, requests.c.job_id == job_id),
             num_results=count(results, results.c.job_id == job_id),
             num_tiled=num_tiled,
-            num_open_chunks=count(chunks, and_(chunks.c.job_id == job_id, is_open)),
+            num_leases=count(
+                chunks, chunks.c.job_id == job_id, or_(IS_RUNNING, chunks.c.lease_id.is_not(None))
+            ),
             num_stray_results=count(
                 chunks,
                 and_(

@@ -22,7 +22,7 @@ from db.errors import DatabaseUnavailableError, SettingsError
 
 # The head of db/migrations: a test holds the two equal. Kept here so that a command can
 # compare it without importing alembic, which takes longer than the command itself.
-HEAD_REVISION = "0001"
+HEAD_REVISION = "0002"
 _SQLITE_BUSY_TIMEOUT_MS = 30_000
 _CONNECT_TIMEOUT_S = 5
 # A worker that is frozen or cut off inside a transaction holds rows that everybody needs, and the server would wait

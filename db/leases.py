@@ -1,23 +1,37 @@
 """Leases: how a worker gets a chunk, keeps it, writes its results, and how it ends.
 
 Each function is one transaction. Every write names the lease; when the lease has passed on, nothing is
-written and LeaseLostError is raised, so a worker that was frozen or cut off can do no harm when it returns.
+written and the caller is told so, so a worker that was frozen or cut off can do no harm when it returns.
 """
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from sqlalchemy import Connection, Row, func, insert, select, update
+from sqlalchemy import Connection, Row, func, literal, select, union_all, update
 
-from db import transitions
+from db import bulk, transitions
 from db.database import Database
 from db.errors import LeaseLostError, NotFoundError, WrongStateError
-from db.states import ChunkState, JobState, ResultStatus, WorkerState
-from db.tables import chunks, jobs, now_s, requests, results, workers
-from db.transitions import Lease
+from db.states import CLAIMABLE_STATES, JobState, ResultStatus, WorkerState
+from db.tables import IS_CLAIMABLE, IS_QUEUED, IS_RUNNING, chunks, jobs, now_s, requests, results, workers
+from db.transitions import Lease, Tally
 
 _CANDIDATE_JOBS = 5
+_RESULT_COLUMNS = (
+    "job_id",
+    "index",
+    "status",
+    "result",
+    "finish_reason",
+    "prompt_tokens",
+    "completion_tokens",
+    "error_code",
+    "error_message",
+    "attempt",
+    "finished_at",
+)
 
 
 @dataclass(frozen=True)
@@ -44,6 +58,15 @@ class NewResult:
     @property
     def status(self) -> ResultStatus:
         return ResultStatus.FAILED if self.result is None else ResultStatus.SUCCEEDED
+
+
+@dataclass(frozen=True)
+class Record:
+    """Results of one leased chunk; with `is_last` they are all that it still lacked, and the chunk is done."""
+
+    lease: Lease
+    results: Sequence[NewResult]
+    is_last: bool
 
 
 @dataclass(frozen=True)
@@ -82,37 +105,41 @@ def claim(
         with database.write() as tx:
             lease = _claim_from(tx, candidate.id, candidate.state, worker_id, lease_s)
         if lease is not None:
-            return lease
+            return replace(lease, priority=candidate.priority)
     return None
 
 
-def _candidates(tx: Connection, card_name: str, job_id: str | None) -> Sequence[Row[tuple[str, str]]]:
-    has_queued = (
-        select(chunks.c.id)
-        .where(chunks.c.job_id == jobs.c.id, chunks.c.state == ChunkState.QUEUED)
-        .correlate(jobs)
-        .exists()
+def _candidates(tx: Connection, card_name: str, job_id: str | None) -> Sequence[Row[tuple[str, str, int]]]:
+    """The best few jobs. In two parts, so that neither looks at every job there is: those of which no chunk runs,
+    in the index's own order, and those of the chunks that run, which are as few as the workers' slots."""
+    of_job = chunks.c.job_id == jobs.c.id
+    has_queued = select(chunks.c.id).where(of_job, IS_QUEUED).exists()
+    has_running = select(chunks.c.id).where(of_job, IS_RUNNING).exists()
+    running = (
+        select(chunks.c.job_id, func.count().label("num_running"))
+        .where(IS_RUNNING)
+        .group_by(chunks.c.job_id)
+        .subquery()
     )
-    num_running = (
-        select(func.count())
-        .select_from(chunks)
-        .where(chunks.c.job_id == jobs.c.id, chunks.c.state == ChunkState.RUNNING)
-        .correlate(jobs)
-        .scalar_subquery()
-    )
-    statement = (
-        select(jobs.c.id, jobs.c.state)
-        .where(
-            jobs.c.state.in_((JobState.QUEUED, JobState.IN_PROGRESS)),
-            jobs.c.card_name == card_name,
-            has_queued,
-        )
-        .order_by(jobs.c.priority.desc(), num_running, jobs.c.created_at, jobs.c.id)
-        .limit(_CANDIDATE_JOBS)
-    )
+    is_candidate = [IS_CLAIMABLE, jobs.c.card_name == card_name, has_queued]
     if job_id is not None:
-        statement = statement.where(jobs.c.id == job_id)
-    return tx.execute(statement).all()
+        is_candidate.append(jobs.c.id == job_id)
+    columns = (jobs.c.id, jobs.c.state, jobs.c.priority, jobs.c.created_at)
+    best_first = (jobs.c.priority.desc(), jobs.c.created_at, jobs.c.id)
+    idle = (
+        select(*columns, literal(0).label("num_running"))
+        .where(*is_candidate, ~has_running)
+        .order_by(*best_first)
+        .limit(_CANDIDATE_JOBS)
+        .subquery()
+    )
+    busy = select(*columns, running.c.num_running).join(running, running.c.job_id == jobs.c.id)
+    both = union_all(select(idle), busy.where(*is_candidate)).subquery()
+    return tx.execute(
+        select(both.c.id, both.c.state, both.c.priority)
+        .order_by(both.c.priority.desc(), both.c.num_running, both.c.created_at, both.c.id)
+        .limit(_CANDIDATE_JOBS)
+    ).all()
 
 
 def _claim_from(tx: Connection, job_id: str, state: str, worker_id: str, lease_s: float) -> Lease | None:
@@ -122,11 +149,11 @@ def _claim_from(tx: Connection, job_id: str, state: str, worker_id: str, lease_s
     locked = select(jobs.c.state).where(jobs.c.id == job_id)
     locked = locked.with_for_update(key_share=True) if is_first else locked.with_for_update(read=True)
     now = tx.execute(locked).scalar()
-    if (now == JobState.QUEUED and not is_first) or now not in (JobState.QUEUED, JobState.IN_PROGRESS):
+    if (now == JobState.QUEUED and not is_first) or now not in CLAIMABLE_STATES:
         return None
     chunk_id = tx.execute(
         select(chunks.c.id)
-        .where(chunks.c.job_id == job_id, chunks.c.state == ChunkState.QUEUED)
+        .where(chunks.c.job_id == job_id, IS_QUEUED)
         .order_by(chunks.c.id)
         .limit(1)
         .with_for_update(skip_locked=True)
@@ -196,31 +223,79 @@ def _beat(tx: Connection, worker_id: str) -> None:
         transitions.ready_worker(tx, worker_id)
 
 
-def record(database: Database, lease: Lease, batch: Sequence[NewResult], *, is_last: bool) -> None:
-    """Write results of a leased chunk; with `is_last` the chunk is done, and its job closed if it was the last.
+def record(database: Database, records: Sequence[Record], *, is_repeat: bool = False) -> frozenset[str]:
+    """Write results of leased chunks, and end those that are whole; the ids of leases that are lost, for which
+    nothing was written.
 
-    All or nothing. After a DatabaseUnavailableError the caller cannot know whether the commit went through, and
-    may call again with the same batch: results that are there already are left as they are.
+    All or nothing. After a DatabaseUnavailableError the caller cannot know whether the commit went through, and may
+    call again with the same records and `is_repeat`: results that are there already are left as they are.
     """
-    with database.write() as tx, _fenced():
-        state = transitions.lock_job(tx, lease.job_id) if is_last else None
-        _hold(tx, lease)
-        write_results(tx, lease, batch)
-        if state is not None:
-            transitions.finish_chunk(tx, lease)
-            transitions.close_job_if_over(tx, lease.job_id, state)
+    by_job = defaultdict(list)
+    for one in records:
+        by_job[one.lease.job_id].append(one)
+    with database.write() as tx:
+        states = {job_id: _lock_job_if_there(tx, job_id) for job_id in sorted(by_job)}
+        held, now = _hold_all(tx, [one.lease.lease_id for one in records])
+        if is_repeat:
+            records = [replace(one, results=_missing(tx, one)) for one in records]
+        mine = [one for one in records if one.lease.lease_id in held]
+        write_results(tx, mine, now)
+        for job_id, state in states.items():
+            tallies = [_record_one(tx, one) for one in mine if one.lease.job_id == job_id]
+            if not tallies or state is None:
+                continue
+            num_left = transitions.count_results(tx, job_id, sum(tallies, Tally()))
+            if num_left == 0 or state is JobState.CANCELLING:
+                transitions.close_job_if_over(tx, job_id, state)
+    return frozenset(one.lease.lease_id for one in records) - held
 
 
-def release(database: Database, lease: Lease) -> ChunkState:
-    """Give an unfinished chunk back: to be claimed again, or as cancelled when its job is being cancelled."""
+def _record_one(tx: Connection, record: Record) -> Tally:
+    tally = tally_of(record.results)
+    if record.is_last:
+        transitions.finish_chunk(tx, record.lease, tally)
+    elif record.results:
+        transitions.record_chunk(tx, record.lease, tally)
+    return tally
+
+
+def _lock_job_if_there(tx: Connection, job_id: str) -> JobState | None:
+    try:
+        return transitions.lock_job(tx, job_id)
+    except NotFoundError:
+        return None
+
+
+def _hold_all(tx: Connection, lease_ids: Sequence[str]) -> tuple[frozenset[str], float]:
+    """Lock the chunks of those leases that still live: which they are, and the time by the database's clock."""
+    held = (
+        select(chunks.c.lease_id, now_s())
+        .where(chunks.c.lease_id.in_(lease_ids))
+        .order_by(chunks.c.id)
+        .with_for_update()
+    )
+    rows = tx.execute(held).all()
+    return frozenset(row[0] for row in rows), max((row[1] for row in rows), default=0.0)
+
+
+def _missing(tx: Connection, record: Record) -> list[NewResult]:
+    there = set(
+        tx.execute(
+            select(results.c.index).where(
+                results.c.job_id == record.lease.job_id,
+                results.c.index.in_([result.index for result in record.results]),
+            )
+        ).scalars()
+    )
+    return [result for result in record.results if result.index not in there]
+
+
+def release(database: Database, lease: Lease) -> None:
+    """Give an unfinished chunk back; a job that is being cancelled ends with its last one."""
     with database.write() as tx, _fenced():
         state = transitions.lock_job(tx, lease.job_id)
-        if state is JobState.CANCELLING:
-            transitions.cancel_chunk(tx, lease)
-            transitions.close_job_if_over(tx, lease.job_id, state)
-            return ChunkState.CANCELLED
         transitions.release_chunk(tx, lease)
-        return ChunkState.QUEUED
+        transitions.close_job_if_over(tx, lease.job_id, state)
 
 
 def isolate(database: Database, lease: Lease) -> None:
@@ -229,61 +304,37 @@ def isolate(database: Database, lease: Lease) -> None:
         transitions.isolate_chunk(tx, lease)
 
 
-def _hold(tx: Connection, lease: Lease) -> None:
-    """Lock the chunk's row while its lease is still this one."""
-    held = (
-        select(chunks.c.id)
-        .where(chunks.c.id == lease.chunk_id, chunks.c.lease_id == lease.lease_id)
-        .with_for_update()
-    )
-    if tx.execute(held).scalar() is None:
-        raise LeaseLostError(f"the lease on chunk {lease.chunk_id} has passed to somebody else")
-
-
-def write_results(tx: Connection, lease: Lease, batch: Sequence[NewResult]) -> None:
-    """Insert results and add them to the chunk's counts; the caller holds the chunk's row."""
-    there = set()
-    if batch:
-        there = set(
-            tx.execute(
-                select(results.c.index).where(
-                    results.c.job_id == lease.job_id,
-                    results.c.index.in_([result.index for result in batch]),
-                )
-            ).scalars()
-        )
-    fresh = [result for result in batch if result.index not in there]
-    if not fresh:
-        return
-    now = tx.execute(select(now_s())).scalar_one()
-    tx.execute(
-        insert(results),
+def write_results(tx: Connection, records: Sequence[Record], now: float) -> None:
+    """Insert results, finished `now`; the caller holds their chunks, and adds them to the sums."""
+    bulk.insert_rows(
+        tx,
+        results,
+        _RESULT_COLUMNS,
         [
-            {
-                "job_id": lease.job_id,
-                "index": result.index,
-                "status": result.status,
-                "result": result.result,
-                "finish_reason": result.finish_reason,
-                "prompt_tokens": result.prompt_tokens,
-                "completion_tokens": result.completion_tokens,
-                "error_code": result.error_code,
-                "error_message": result.error_message,
-                "attempt": lease.attempt + result.num_retries,
-                "finished_at": now,
-            }
-            for result in fresh
+            (
+                one.lease.job_id,
+                result.index,
+                result.status,
+                result.result,
+                result.finish_reason,
+                result.prompt_tokens,
+                result.completion_tokens,
+                result.error_code,
+                result.error_message,
+                one.lease.attempt + result.num_retries,
+                now,
+            )
+            for one in records
+            for result in one.results
         ],
     )
-    num_succeeded = sum(result.status is ResultStatus.SUCCEEDED for result in fresh)
-    tx.execute(
-        update(chunks)
-        .where(chunks.c.id == lease.chunk_id)
-        .values(
-            num_succeeded=chunks.c.num_succeeded + num_succeeded,
-            num_failed=chunks.c.num_failed + len(fresh) - num_succeeded,
-            prompt_tokens=chunks.c.prompt_tokens + sum(result.prompt_tokens or 0 for result in fresh),
-            completion_tokens=chunks.c.completion_tokens
-            + sum(result.completion_tokens or 0 for result in fresh),
-        )
+
+
+def tally_of(batch: Sequence[NewResult]) -> Tally:
+    num_succeeded = sum(result.result is not None for result in batch)
+    return Tally(
+        num_succeeded,
+        len(batch) - num_succeeded,
+        sum(result.prompt_tokens or 0 for result in batch),
+        sum(result.completion_tokens or 0 for result in batch),
     )

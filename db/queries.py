@@ -1,20 +1,19 @@
 """What is read and never changed: jobs with their counts, results in pages, what can be claimed."""
 
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import Connection, Row, Select, and_, func, or_, select
+from sqlalchemy import Connection, Row, Select, and_, func, select, union_all
 
 from db.database import Database
 from db.errors import NotFoundError
-from db.states import ChunkState, JobState, ResultStatus, WorkerState
-from db.tables import chunks, jobs, now_s, requests, results, workers
+from db.states import JobState, ResultStatus, WorkerState
+from db.tables import IS_CLAIMABLE, IS_QUEUED, IS_RUNNING, chunks, jobs, now_s, requests, results, workers
 
 # Rates of a job that runs are those of the last minute.
 _RATE_WINDOW_S = 60.0
 _PAGE_REQUESTS = 2_000
-_PAGE_CHUNKS = 200
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ def get_job(database: Database, job_id: str) -> Job:
         row = tx.execute(_visible().where(jobs.c.id == job_id)).one_or_none()
         if row is None:
             raise NotFoundError(f"there is no job {job_id}; promptmill list shows the jobs there are")
-        return _with_sums(tx, [row])[0]
+        return _jobs(tx, [row])[0]
 
 
 def list_jobs(database: Database, limit: int, states: Sequence[JobState] = ()) -> list[Job]:
@@ -113,13 +112,13 @@ def list_jobs(database: Database, limit: int, states: Sequence[JobState] = ()) -
     if states:
         statement = statement.where(jobs.c.state.in_(states))
     with database.read() as tx:
-        return _with_sums(tx, tx.execute(statement).all())
+        return _jobs(tx, tx.execute(statement).all())
 
 
 def find_job_by_key(database: Database, idempotency_key: str) -> Job | None:
     with database.read() as tx:
         row = tx.execute(_visible().where(jobs.c.idempotency_key == idempotency_key)).one_or_none()
-        return _with_sums(tx, [row])[0] if row is not None else None
+        return _jobs(tx, [row])[0] if row is not None else None
 
 
 def find_unfinished_job(database: Database, input_sha256: str, card_sha256: str) -> Job | None:
@@ -136,7 +135,7 @@ def find_unfinished_job(database: Database, input_sha256: str, card_sha256: str)
     )
     with database.read() as tx:
         row = tx.execute(statement).one_or_none()
-        return _with_sums(tx, [row])[0] if row is not None else None
+        return _jobs(tx, [row])[0] if row is not None else None
 
 
 def get_card(database: Database, job_id: str) -> str:
@@ -146,50 +145,35 @@ def get_card(database: Database, job_id: str) -> str:
         return card
 
 
-def _with_sums(tx: Connection, rows: Sequence[Row[tuple[object, ...]]]) -> list[Job]:
-    if not rows:
-        return []
-    sums: dict[str, list[Row[tuple[object, ...]]]] = {row.id: [] for row in rows}
-    for part in tx.execute(
-        select(
-            chunks.c.job_id,
-            chunks.c.state,
-            func.sum(chunks.c.num_requests).label("num_requests"),
-            func.sum(chunks.c.num_succeeded).label("num_succeeded"),
-            func.sum(chunks.c.num_failed).label("num_failed"),
-            func.sum(chunks.c.prompt_tokens).label("prompt_tokens"),
-            func.sum(chunks.c.completion_tokens).label("completion_tokens"),
-        )
-        .where(chunks.c.job_id.in_(sums.keys()))
-        .group_by(chunks.c.job_id, chunks.c.state)
-    ):
-        sums[part.job_id].append(part)
-    return [_job(tx, row, sums[row.id]) for row in rows]
+def _jobs(tx: Connection, rows: Sequence[Row[Any]]) -> list[Job]:
+    """The rows as jobs. What a job has finished stands in its row; what runs is summed up here, over no more chunks
+    than the workers have slots."""
+    active = [row.id for row in rows if not JobState(row.state).is_final and row.started_at is not None]
+    num_running: dict[str, int] = {}
+    if active:
+        num_open = func.sum(chunks.c.num_requests - chunks.c.num_succeeded - chunks.c.num_failed)
+        running = select(chunks.c.job_id, num_open).where(chunks.c.job_id.in_(active), IS_RUNNING)
+        num_running = {
+            job_id: int(num) for job_id, num in tx.execute(running.group_by(chunks.c.job_id)).tuples()
+        }
+    return [_job(tx, row, num_running.get(row.id, 0)) for row in rows]
 
 
-def _job(
-    tx: Connection,
-    row: Row[tuple[object, ...]],
-    parts: Sequence[Row[tuple[object, ...]]],
-) -> Job:
-    open_by_state = {
-        part.state: int(part.num_requests - part.num_succeeded - part.num_failed) for part in parts
-    }
-    counts = Counts(
-        pending=open_by_state.get(ChunkState.QUEUED, 0),
-        running=open_by_state.get(ChunkState.RUNNING, 0),
-        succeeded=sum(int(part.num_succeeded) for part in parts),
-        failed=sum(int(part.num_failed) for part in parts),
-        cancelled=open_by_state.get(ChunkState.CANCELLED, 0),
-        expired=open_by_state.get(ChunkState.EXPIRED, 0),
-    )
-    prompt_tokens = sum(int(part.prompt_tokens) for part in parts)
-    completion_tokens = sum(int(part.completion_tokens) for part in parts)
+def _job(tx: Connection, row: Row[Any], num_running: int) -> Job:
     state = JobState(row.state)
+    num_left = row.num_requests - row.num_succeeded - row.num_failed
+    counts = Counts(
+        pending=0 if state.is_final else num_left - num_running,
+        running=num_running,
+        succeeded=row.num_succeeded,
+        failed=row.num_failed,
+        cancelled=num_left if state is JobState.CANCELLED else 0,
+        expired=num_left if state is JobState.EXPIRED else 0,
+    )
     if row.started_at is None:
-        num, tokens, elapsed_s = 0, 0, 0.0
+        num, tokens, elapsed_s = 0.0, 0.0, 0.0
     elif state.is_final:
-        num, tokens = counts.succeeded + counts.failed, completion_tokens
+        num, tokens = counts.succeeded + counts.failed, row.completion_tokens
         elapsed_s = row.finished_at - row.started_at
     else:
         num, tokens, elapsed_s = _recent(tx, row.id)
@@ -206,45 +190,39 @@ def _job(
         started_at=row.started_at,
         finished_at=row.finished_at,
         counts=counts,
-        prompt_tokens=prompt_tokens,
-        completion_tokens=completion_tokens,
+        prompt_tokens=row.prompt_tokens,
+        completion_tokens=row.completion_tokens,
         requests_per_s=num / elapsed_s if num and elapsed_s > 0 else None,
         completion_tokens_per_s=tokens / elapsed_s if num and elapsed_s > 0 else None,
     )
 
 
-def _recent(tx: Connection, job_id: str) -> tuple[int, int, float]:
-    """Results and completion tokens of the last minute, and how much of that minute work went on."""
-    recent = (
-        select(chunks.c.first_index, chunks.c.num_requests, chunks.c.started_at)
-        .where(
-            chunks.c.job_id == job_id,
-            or_(
-                chunks.c.state == ChunkState.RUNNING,
-                chunks.c.finished_at > now_s() - _RATE_WINDOW_S,
-            ),
-            chunks.c.started_at.is_not(None),
-        )
-        .subquery()
+def _recent(tx: Connection, job_id: str) -> tuple[float, float, float]:
+    """Requests and completion tokens of the last minute, and how much of that minute work went on.
+
+    Of the chunks that ran then, each with the share of its time that falls into the minute: their results, one by
+    one, would be too many to look at.
+    """
+    now = tx.execute(select(now_s())).scalar_one()
+    window = now - _RATE_WINDOW_S
+    columns = (
+        chunks.c.started_at,
+        chunks.c.finished_at,
+        chunks.c.num_succeeded + chunks.c.num_failed,
+        chunks.c.completion_tokens,
     )
-    since = tx.execute(select(func.min(recent.c.started_at), now_s())).one()
-    if since[0] is None:
-        return 0, 0, 0.0
-    elapsed_s = min(_RATE_WINDOW_S, since[1] - since[0])
-    row = tx.execute(
-        select(func.count(), func.coalesce(func.sum(results.c.completion_tokens), 0))
-        .select_from(recent)
-        .join(
-            results,
-            and_(
-                results.c.job_id == job_id,
-                results.c.index >= recent.c.first_index,
-                results.c.index < recent.c.first_index + recent.c.num_requests,
-            ),
-        )
-        .where(results.c.finished_at > since[1] - elapsed_s)
-    ).one()
-    return int(row[0]), int(row[1]), elapsed_s
+    of_job = [chunks.c.job_id == job_id, chunks.c.started_at.is_not(None)]
+    finished = select(*columns).where(*of_job, chunks.c.finished_at > window)
+    running = select(*columns).where(*of_job, IS_RUNNING)
+    num, tokens, since = 0.0, 0.0, now
+    for started_at, finished_at, num_results, num_tokens in tx.execute(union_all(finished, running)):
+        end = finished_at or now
+        begin = max(started_at, window)
+        share = (end - begin) / (end - started_at) if end > started_at else 1.0
+        num += num_results * share
+        tokens += num_tokens * share
+        since = min(since, begin)
+    return num, tokens, now - since
 
 
 def iterate_outcomes(database: Database, job_id: str) -> Iterator[Outcome]:
@@ -252,27 +230,18 @@ def iterate_outcomes(database: Database, job_id: str) -> Iterator[Outcome]:
 
     Each page is a transaction of its own, so that a long export holds up nobody.
     """
-    next_index = 0
-    while True:
-        with database.read() as tx:
-            page = tx.execute(
-                select(chunks.c.first_index, chunks.c.num_requests, chunks.c.state)
-                .where(chunks.c.job_id == job_id, chunks.c.first_index >= next_index)
-                .order_by(chunks.c.first_index)
-                .limit(_PAGE_CHUNKS)
-            ).all()
-        if not page:
-            return
-        next_index = page[-1].first_index + page[-1].num_requests
-        for first in range(page[0].first_index, next_index, _PAGE_REQUESTS):
-            end = min(first + _PAGE_REQUESTS, next_index)
-            yield from _outcomes(database, job_id, first, end, page)
+    with database.read() as tx:
+        job = tx.execute(select(jobs.c.state, jobs.c.num_requests).where(jobs.c.id == job_id)).one_or_none()
+    if job is None:
+        return
+    for first in range(0, job.num_requests, _PAGE_REQUESTS):
+        yield from _outcomes(database, job_id, first, _NEVER_RAN.get(job.state))
 
 
 def _outcomes(
-    database: Database, job_id: str, first: int, end: int, page: Sequence[Row[tuple[int, int, str]]]
+    database: Database, job_id: str, first: int, never_ran: tuple[Any, ...] | None
 ) -> Iterator[Outcome]:
-    firsts = [row.first_index for row in page]
+    """A page; `never_ran` is what a request without a result came to, None where it may still get one."""
     with database.read() as tx:
         rows = tx.execute(
             select(
@@ -290,20 +259,18 @@ def _outcomes(
             .where(
                 requests.c.job_id == job_id,
                 requests.c.index >= first,
-                requests.c.index < end,
+                requests.c.index < first + _PAGE_REQUESTS,
             )
             .order_by(requests.c.index)
         ).all()
     for index, custom_id, status, *rest in rows:
         if status is not None:
             yield Outcome(index, custom_id, ResultStatus(status), *rest)
-            continue
-        chunk_state = page[bisect_right(firsts, index) - 1].state
-        if chunk_state in _NEVER_RAN:
-            yield Outcome(index, custom_id, *_NEVER_RAN[chunk_state])
+        elif never_ran is not None:
+            yield Outcome(index, custom_id, *never_ran)
 
 
-# What a request without a result comes to once its chunk is over: status, result's columns, error.
+# What a request without a result comes to once its job is over: status, result's columns, error.
 _NEVER_RAN = {
     state.value: (
         ResultStatus(state.value),
@@ -315,8 +282,8 @@ _NEVER_RAN = {
         f"the job {text} before this request ran",
     )
     for state, text in (
-        (ChunkState.CANCELLED, "was cancelled"),
-        (ChunkState.EXPIRED, "passed its deadline"),
+        (JobState.CANCELLED, "was cancelled"),
+        (JobState.EXPIRED, "passed its deadline"),
     )
 }
 _RESULT_COLUMNS = (
@@ -339,24 +306,30 @@ def list_finished(database: Database, older_than_s: float, limit: int) -> list[J
         .limit(limit)
     )
     with database.read() as tx:
-        return _with_sums(tx, tx.execute(statement).all())
+        return _jobs(tx, tx.execute(statement).all())
 
 
 def count_claimable(database: Database, card_name: str, limit: int) -> int:
     """Chunks of this card that could be claimed now, counted up to `limit`."""
-    queued = (
-        select(chunks.c.id)
-        .join(jobs, jobs.c.id == chunks.c.job_id)
-        .where(
-            chunks.c.state == ChunkState.QUEUED,
-            jobs.c.card_name == card_name,
-            jobs.c.state.in_((JobState.QUEUED, JobState.IN_PROGRESS)),
-        )
+    # job by job: the chunks of jobs that are over stay queued, and may be many
+    candidates = (
+        select(jobs.c.id)
+        .where(IS_CLAIMABLE, jobs.c.card_name == card_name, _queued_chunk().exists())
+        .order_by(jobs.c.priority.desc(), jobs.c.created_at)
         .limit(limit)
-        .subquery()
     )
+    num = 0
     with database.read() as tx:
-        return tx.execute(select(func.count()).select_from(queued)).scalar_one()
+        for job_id in tx.execute(candidates).scalars().all():
+            queued = select(chunks.c.id).where(chunks.c.job_id == job_id, IS_QUEUED).limit(limit - num)
+            num += tx.execute(select(func.count()).select_from(queued.subquery())).scalar_one()
+            if num >= limit:
+                break
+    return num
+
+
+def _queued_chunk() -> Select[tuple[int]]:
+    return select(chunks.c.id).where(chunks.c.job_id == jobs.c.id, IS_QUEUED)
 
 
 def has_worker_loaded(database: Database, worker_id: str) -> bool:

@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from sqlalchemy import ColumnElement, Connection, and_, select
+from sqlalchemy import ColumnElement, Connection, and_, or_, select
 
 from db import leases, transitions
 from db.database import Database
 from db.errors import LeaseLostError, NotFoundError, WrongStateError
-from db.leases import NewResult
-from db.states import ChunkState, JobState, ResultStatus, WorkerState
-from db.tables import chunks, jobs, now_s, results, workers
-from db.transitions import Lease, Part
+from db.leases import NewResult, Record
+from db.states import JobState, WorkerState
+from db.tables import IS_CLAIMABLE, IS_RUNNING, chunks, jobs, now_s, results, workers
+from db.transitions import LEASE_COLUMNS, Lease, Part
 
 # A worker is gone after this many lease times without a heartbeat.
 _SILENT_LEASES = 3
@@ -46,7 +46,6 @@ class _Death(Enum):
     REQUEUED = "requeued"
     SPLIT = "split"
     GIVEN_UP = "given up"
-    CANCELLED = "cancelled"
 
 
 def run_once(
@@ -56,7 +55,7 @@ def run_once(
     was away, because their workers live and could not renew them."""
     deaths = Counter({} if spare_leases else _expire_leases(database, max_attempts))
     return Recovery(
-        num_requeued=deaths[_Death.REQUEUED] + deaths[_Death.CANCELLED],
+        num_requeued=deaths[_Death.REQUEUED],
         num_split=deaths[_Death.SPLIT],
         num_given_up=deaths[_Death.GIVEN_UP],
         num_jobs_closed=_close_jobs(database),
@@ -75,7 +74,7 @@ def worker_died(database: Database, worker_id: str, max_attempts: int) -> Recove
     with contextlib.suppress(WrongStateError, NotFoundError), database.write() as tx:
         transitions.stop_worker(tx, worker_id)
     return Recovery(
-        num_requeued=deaths[_Death.REQUEUED] + deaths[_Death.CANCELLED],
+        num_requeued=deaths[_Death.REQUEUED],
         num_split=deaths[_Death.SPLIT],
         num_given_up=deaths[_Death.GIVEN_UP],
     )
@@ -97,7 +96,7 @@ def _expire_leases(database: Database, max_attempts: int) -> Counter[_Death]:
 def _bury(database: Database, is_dead: ColumnElement[bool], max_attempts: int) -> Counter[_Death]:
     """Put back every running chunk for which `is_dead` holds, each in a transaction of its own."""
     with database.read() as tx:
-        rows = tx.execute(select(chunks).where(chunks.c.state == ChunkState.RUNNING, is_dead)).all()
+        rows = tx.execute(select(*LEASE_COLUMNS).where(IS_RUNNING, is_dead)).all()
     deaths: Counter[_Death] = Counter()
     for row in rows:
         # renewed, or another sweeper came first, or its job is over and deleted since
@@ -117,7 +116,7 @@ def _put_back(database: Database, lease: Lease, is_dead: ColumnElement[bool], ma
 
 def _hold(tx: Connection, lease: Lease, is_dead: ColumnElement[bool]) -> Lease:
     """Lock the chunk's row while `is_dead` holds; the lease as it stands now, since it may have become alone."""
-    held = select(chunks).where(chunks.c.lease_id == lease.lease_id, is_dead).with_for_update()
+    held = select(*LEASE_COLUMNS).where(chunks.c.lease_id == lease.lease_id, is_dead).with_for_update()
     row = tx.execute(held).one_or_none()
     if row is None:
         raise LeaseLostError(f"the lease on chunk {lease.chunk_id} was renewed")
@@ -127,12 +126,9 @@ def _hold(tx: Connection, lease: Lease, is_dead: ColumnElement[bool]) -> Lease:
 def _judge(tx: Connection, lease: Lease, job_state: JobState, max_attempts: int) -> _Death:
     """A chunk may lose its worker now and then. Once it did so often, it is split and its parts run alone; what
     kills its worker while alone is guilty, and is split on, down to the one request that fails."""
-    if job_state is JobState.CANCELLING:
-        transitions.cancel_chunk(tx, lease)
-        return _Death.CANCELLED
     is_proven = lease.is_suspect and lease.is_alone
     is_due = not lease.is_suspect and lease.attempt >= max_attempts
-    if not is_proven and not is_due:
+    if job_state is JobState.CANCELLING or (not is_proven and not is_due):
         transitions.requeue_chunk(tx, lease)
         return _Death.REQUEUED
     pending = [request.index for request in leases.pending_requests(tx, lease)]
@@ -141,9 +137,11 @@ def _judge(tx: Connection, lease: Lease, job_state: JobState, max_attempts: int)
         return _Death.REQUEUED
     if is_proven and len(pending) == 1:
         message = f"the worker died while this request ran alone (attempt {lease.attempt})"
-        failed = NewResult(pending[0], error_code="engine_crash", error_message=message)
-        leases.write_results(tx, lease, [failed])
-        transitions.finish_chunk(tx, lease)
+        failed = [NewResult(pending[0], error_code="engine_crash", error_message=message)]
+        now = tx.execute(select(now_s())).scalar_one()
+        leases.write_results(tx, [Record(lease, failed, is_last=True)], now)
+        transitions.finish_chunk(tx, lease, leases.tally_of(failed))
+        transitions.count_results(tx, lease.job_id, leases.tally_of(failed))
         return _Death.GIVEN_UP
     transitions.split_chunk(tx, lease, _parts(tx, lease, pending))
     return _Death.SPLIT
@@ -156,37 +154,34 @@ def _parts(tx: Connection, lease: Lease, pending: Sequence[int]) -> list[Part]:
     firsts = [lease.first_index, *pending[size::size]]
     ends = [*firsts[1:], lease.first_index + lease.num_requests]
     rows = tx.execute(
-        select(results.c.index, results.c.status, results.c.prompt_tokens, results.c.completion_tokens).where(
+        select(
+            results.c.index,
+            results.c.result,
+            results.c.prompt_tokens,
+            results.c.completion_tokens,
+        ).where(
             results.c.job_id == lease.job_id,
             results.c.index >= lease.first_index,
             results.c.index < lease.first_index + lease.num_requests,
         )
     ).all()
-    parts = []
-    for first, end in zip(firsts, ends, strict=True):
-        inside = [row for row in rows if first <= row[0] < end]
-        num_succeeded = sum(status == ResultStatus.SUCCEEDED for _, status, _, _ in inside)
-        parts.append(
-            Part(
-                first,
-                end - first,
-                num_succeeded,
-                len(inside) - num_succeeded,
-                sum(prompt_tokens or 0 for _, _, prompt_tokens, _ in inside),
-                sum(completion_tokens or 0 for _, _, _, completion_tokens in inside),
-            )
-        )
-    return parts
+    there = [
+        NewResult(index, result, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
+        for index, result, prompt_tokens, completion_tokens in rows
+    ]
+    return [
+        Part(first, end - first, leases.tally_of([one for one in there if first <= one.index < end]))
+        for first, end in zip(firsts, ends, strict=True)
+    ]
 
 
 def _close_jobs(database: Database) -> int:
-    """Jobs whose last chunk is closed while they are not; none, unless something went wrong."""
-    active = (JobState.QUEUED, JobState.IN_PROGRESS, JobState.CANCELLING)
-    is_open = select(chunks.c.id).where(
-        chunks.c.job_id == jobs.c.id, chunks.c.state.in_((ChunkState.QUEUED, ChunkState.RUNNING))
-    )
+    """Jobs that are over while they are not closed; none, unless something went wrong."""
+    has_all_results = jobs.c.num_succeeded + jobs.c.num_failed == jobs.c.num_requests
+    is_running = select(chunks.c.id).where(chunks.c.job_id == jobs.c.id, IS_RUNNING).exists()
+    is_over = or_(and_(IS_CLAIMABLE, has_all_results), and_(jobs.c.state == JobState.CANCELLING, ~is_running))
     with database.read() as tx:
-        ids = list(tx.execute(select(jobs.c.id).where(jobs.c.state.in_(active), ~is_open.exists())).scalars())
+        ids = list(tx.execute(select(jobs.c.id).where(is_over)).scalars())
     num_closed = 0
     for job_id in ids:
         with contextlib.suppress(NotFoundError, WrongStateError), database.write() as tx:
@@ -197,13 +192,8 @@ def _close_jobs(database: Database) -> int:
 
 def _expire_jobs(database: Database) -> int:
     """Jobs past their deadline."""
-    open_states = (JobState.QUEUED, JobState.IN_PROGRESS)
     with database.read() as tx:
-        ids = list(
-            tx.execute(
-                select(jobs.c.id).where(jobs.c.state.in_(open_states), jobs.c.deadline_at < now_s())
-            ).scalars()
-        )
+        ids = list(tx.execute(select(jobs.c.id).where(IS_CLAIMABLE, jobs.c.deadline_at < now_s())).scalars())
     num_expired = 0
     for job_id in ids:
         with contextlib.suppress(LeaseLostError, WrongStateError, NotFoundError), database.write() as tx:

@@ -6,15 +6,16 @@ Job
   queued        whole and visible; no chunk has been claimed yet.
   in_progress   a chunk has been claimed at least once. Crashes of workers leave it here.
   cancelling    somebody asked to cancel; chunks that run may still write what they finished.
-  completed, cancelled, expired   over: no chunk is queued or running, no lease lives.
+  completed, cancelled, expired   over: no chunk runs, no lease lives. Requests without a result came to what the
+                job came to: a cancel and a deadline touch one row, however many are left.
   deleting      on its way out, step by step, and invisible: a submit that was given up, or a job that somebody
                 deleted. A crash leaves it here, and the sweeper deletes on.
 
 Chunk
-  queued        can be claimed. It gets here from submit, from its worker (release) or from the sweeper (requeue).
+  queued        can be claimed while its job is queued or in_progress. It gets here from submit, from its worker
+                (release), from the sweeper (requeue), or because its job's deadline passed while it ran (drop).
   running       leased: `lease_id` names the one worker that may write, until `lease_until` by the database's clock.
   done          every request has a result.
-  cancelled, expired   its job was cancelled, or passed its deadline; requests without a result count as that.
 
   A chunk whose worker died often becomes suspect: it is split, and each part runs alone in its worker, so that the
   next death names the guilty part. A single request whose worker died while it ran alone fails.
@@ -51,12 +52,14 @@ class JobState(StrEnum):
 FINAL_STATES = frozenset(state.value for state in JobState if state.is_final)
 
 
+# A chunk of these can be claimed.
+CLAIMABLE_STATES = (JobState.QUEUED, JobState.IN_PROGRESS)
+
+
 class ChunkState(StrEnum):
     QUEUED = "queued"
     RUNNING = "running"
     DONE = "done"
-    CANCELLED = "cancelled"
-    EXPIRED = "expired"
 
 
 class WorkerState(StrEnum):
@@ -69,7 +72,7 @@ class WorkerState(StrEnum):
 
 class ResultStatus(StrEnum):
     """What a request can come to. `cancelled` and `expired` are never stored: they are requests without a result
-    in a chunk of that state."""
+    in a job of that state."""
 
     SUCCEEDED = "succeeded"
     FAILED = "failed"
@@ -114,8 +117,7 @@ CHUNK_ARROWS = _table(
     ("release", {_C.RUNNING}, _C.QUEUED),
     ("requeue", {_C.RUNNING}, _C.QUEUED),
     ("split", {_C.RUNNING}, _C.QUEUED),
-    ("cancel", {_C.QUEUED, _C.RUNNING}, _C.CANCELLED),
-    ("expire", {_C.QUEUED, _C.RUNNING}, _C.EXPIRED),
+    ("drop", {_C.RUNNING}, _C.QUEUED),
 )
 
 WORKER_ARROWS = _table(

@@ -104,16 +104,19 @@ def commit(
     job_id: str,
     *,
     num_requests: int,
+    num_failed: int,
     input_sha256: str,
     idempotency_key: str | None,
 ) -> bool:
-    """Make the job visible. False when another job has the idempotency key: then this one is deleted."""
+    """Make the job visible; `num_failed` of its lines were bad, and kept. False when another job has the
+    idempotency key: then this one is deleted."""
     try:
         with database.write() as tx:
             transitions.enqueue_job(
                 tx,
                 job_id,
                 num_requests=num_requests,
+                num_failed=num_failed,
                 input_sha256=input_sha256,
                 idempotency_key=idempotency_key,
             )

@@ -23,13 +23,14 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     false,
+    literal_column,
     text,
 )
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.expression import FunctionElement
 
-from db.states import ChunkState, JobState, ResultStatus, WorkerState
+from db.states import CLAIMABLE_STATES, ChunkState, JobState, ResultStatus, WorkerState
 
 
 class now_s(FunctionElement[float]):  # noqa: N801  reads as the SQL function that it is
@@ -80,6 +81,11 @@ jobs = Table(
     Column("input_name", Text, nullable=False),
     Column("input_sha256", String(64)),
     Column("num_requests", BigInteger, nullable=False, server_default="0"),
+    # of the rows in results, added up as they are written: with ten million requests nobody can count them again
+    Column("num_succeeded", BigInteger, nullable=False, server_default="0"),
+    Column("num_failed", BigInteger, nullable=False, server_default="0"),
+    Column("prompt_tokens", BigInteger, nullable=False, server_default="0"),
+    Column("completion_tokens", BigInteger, nullable=False, server_default="0"),
     Column("submit_lease_until", Float),
     Column("deadline_at", Float),
     Column("created_at", Float, nullable=False),
@@ -91,9 +97,24 @@ jobs = Table(
     CheckConstraint(
         "(state IN ('completed', 'cancelled', 'expired')) = (finished_at IS NOT NULL)", "finished"
     ),
-    CheckConstraint("num_requests >= 0", "num_requests"),
-    Index(None, "state", "card_name"),
+    CheckConstraint(
+        "num_succeeded >= 0 AND num_failed >= 0 AND num_succeeded + num_failed <= num_requests", "counts"
+    ),
+    CheckConstraint("state <> 'completed' OR num_succeeded + num_failed = num_requests", "completed"),
+    Index(None, "state", "created_at"),
     Index(None, "created_at"),
+)
+
+# Word for word what stands in the partial indexes: neither database uses such an index for a bound value.
+IS_CLAIMABLE = jobs.c.state.in_([literal_column(f"'{state}'") for state in CLAIMABLE_STATES])
+Index(
+    "ix_jobs_claimable",
+    jobs.c.card_name,
+    jobs.c.priority.desc(),
+    jobs.c.created_at,
+    jobs.c.id,
+    postgresql_where=IS_CLAIMABLE,
+    sqlite_where=IS_CLAIMABLE,
 )
 
 workers = Table(
@@ -148,20 +169,25 @@ chunks = Table(
     ),
     CheckConstraint("NOT is_alone OR (is_suspect AND state = 'running')", "alone"),
     CheckConstraint("state <> 'done' OR num_succeeded + num_failed = num_requests", "done"),
-    Index(
-        "ix_chunks_queued",
-        "job_id",
-        "id",
-        postgresql_where=text("state = 'queued'"),
-        sqlite_where=text("state = 'queued'"),
-    ),
-    Index(
-        "ix_chunks_running",
-        "job_id",
-        "lease_until",
-        postgresql_where=text("state = 'running'"),
-        sqlite_where=text("state = 'running'"),
-    ),
+)
+
+IS_QUEUED = chunks.c.state == literal_column(f"'{ChunkState.QUEUED}'")
+IS_RUNNING = chunks.c.state == literal_column(f"'{ChunkState.RUNNING}'")
+Index("ix_chunks_queued", chunks.c.job_id, chunks.c.id, postgresql_where=IS_QUEUED, sqlite_where=IS_QUEUED)
+Index(
+    "ix_chunks_running",
+    chunks.c.job_id,
+    chunks.c.lease_until,
+    postgresql_where=IS_RUNNING,
+    sqlite_where=IS_RUNNING,
+)
+_IS_FINISHED = chunks.c.finished_at.is_not(None)
+Index(
+    "ix_chunks_finished",
+    chunks.c.job_id,
+    chunks.c.finished_at,
+    postgresql_where=_IS_FINISHED,
+    sqlite_where=_IS_FINISHED,
 )
 
 requests = Table(

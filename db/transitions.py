@@ -3,19 +3,20 @@
 An update that matches no row wrote nothing, and says why: NotFoundError, WrongStateError (with the state
 found and those expected), or LeaseLostError where the arrow needs a lease.
 
-Lock order, always: the job's row, then its chunks. `lock_job` is called first by whatever may close the job
-or put a chunk back, so that a cancel never passes a chunk that is on its way back to queued.
+Lock order, always: the jobs' rows, by their ids, then their chunks, by theirs. `lock_job` is called first by
+whatever writes results, may close the job or puts a chunk back.
 """
 
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
     Connection,
     Row,
+    Select,
     Table,
     delete,
     func,
@@ -24,25 +25,24 @@ from sqlalchemy import (
     update,
 )
 
-from db.errors import LeaseLostError, NotFoundError, WrongStateError
+from db.errors import LeaseLostError, NotFoundError, PromptmillError, WrongStateError
 from db.states import (
     CHUNK_ARROWS,
+    CLAIMABLE_STATES,
     JOB_ARROWS,
     WORKER_ARROWS,
     Arrow,
-    ChunkState,
     JobState,
     WorkerState,
 )
-from db.tables import chunks, jobs, now_s, requests, results, workers
+from db.tables import IS_RUNNING, chunks, jobs, now_s, requests, results, workers
 
 _NO_LEASE = {"lease_id": None, "lease_until": None, "worker_id": None, "is_alone": False}
-_OPEN_CHUNK = (ChunkState.QUEUED, ChunkState.RUNNING)
 
 
 @dataclass(frozen=True)
 class Lease:
-    """The right to write one chunk's results; `lease_id` is the fence."""
+    """The right to write one chunk's results; `lease_id` is the fence. `priority` is the job's."""
 
     lease_id: str
     chunk_id: int
@@ -52,6 +52,35 @@ class Lease:
     attempt: int
     is_suspect: bool = False
     is_alone: bool = False
+    priority: int = 0
+
+
+LEASE_COLUMNS = (
+    chunks.c.lease_id,
+    chunks.c.id,
+    chunks.c.job_id,
+    chunks.c.first_index,
+    chunks.c.num_requests,
+    chunks.c.attempt,
+    chunks.c.is_suspect,
+    chunks.c.is_alone,
+)
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Sums over results."""
+
+    num_succeeded: int = 0
+    num_failed: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    def __add__(self, other: "Tally") -> "Tally":
+        return Tally(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+
+_NONE = Tally()
 
 
 @dataclass(frozen=True)
@@ -60,10 +89,7 @@ class Part:
 
     first_index: int
     num_requests: int
-    num_succeeded: int
-    num_failed: int
-    prompt_tokens: int
-    completion_tokens: int
+    tally: Tally
 
 
 @dataclass(frozen=True)
@@ -95,16 +121,16 @@ def _move(
         .values(state=arrow.target, **values)
     )
     if moved.rowcount == 0:
-        _refuse(tx, table, what, key, arrow)
+        raise _refusal(tx, table, what, key, arrow)
 
 
-def _refuse(tx: Connection, table: Table, what: str, key: Any, arrow: Arrow[Any]) -> None:
+def _refusal(tx: Connection, table: Table, what: str, key: Any, arrow: Arrow[Any]) -> PromptmillError:
     state = tx.execute(select(table.c.state).where(table.c.id == key)).scalar()
     if state is None:
-        raise NotFoundError(f"there is no {what} {key}")
+        return NotFoundError(f"there is no {what} {key}")
     if state in arrow.sources:
-        raise LeaseLostError(f"the lease on {what} {key} has passed to somebody else")
-    raise WrongStateError(f"{what} {key}", state, frozenset(arrow.sources))
+        return LeaseLostError(f"the lease on {what} {key} has passed to somebody else")
+    return WrongStateError(f"{what} {key}", state, frozenset(arrow.sources))
 
 
 # --- jobs -----------------------------------------------------------------------------------------------------
@@ -162,10 +188,11 @@ def enqueue_job(
     job_id: str,
     *,
     num_requests: int,
+    num_failed: int,
     input_sha256: str,
     idempotency_key: str | None,
 ) -> None:
-    """validating -> queued: the job is whole and visible from here on.
+    """validating -> queued: the job is whole and visible from here on. `num_failed` lines were bad, and kept.
 
     Raises sqlalchemy's IntegrityError when another job took the idempotency key first.
     """
@@ -177,6 +204,7 @@ def enqueue_job(
         JOB_ARROWS["enqueue"],
         _submit_lives(),
         num_requests=num_requests,
+        num_failed=num_failed,
         input_sha256=input_sha256,
         idempotency_key=idempotency_key,
         submit_lease_until=None,
@@ -189,66 +217,39 @@ def start_job(tx: Connection, job_id: str) -> None:
 
 
 def complete_job(tx: Connection, job_id: str) -> None:
-    """queued or in_progress -> completed; refused while a chunk is open."""
-    _move(
-        tx,
-        jobs,
-        "job",
-        job_id,
-        JOB_ARROWS["complete"],
-        _has_no_open_chunk(),
-        finished_at=now_s(),
-    )
+    """queued or in_progress -> completed; refused while a request has no result."""
+    _move(tx, jobs, "job", job_id, JOB_ARROWS["complete"], _has_all_results(), finished_at=now_s())
 
 
 def cancel_job(tx: Connection, job_id: str) -> None:
-    """queued or in_progress -> cancelling; its queued chunks are cancelled, the running ones end by themselves."""
+    """queued or in_progress -> cancelling: nothing more is claimed, and chunks that run end by themselves."""
     _move(tx, jobs, "job", job_id, JOB_ARROWS["cancel"])
-    tx.execute(
-        update(chunks)
-        .where(chunks.c.job_id == job_id, chunks.c.state == ChunkState.QUEUED)
-        .values(state=CHUNK_ARROWS["cancel"].target, finished_at=now_s())
-    )
 
 
 def end_cancel_job(tx: Connection, job_id: str) -> None:
-    """cancelling -> cancelled; refused while a chunk is open."""
-    _move(
-        tx,
-        jobs,
-        "job",
-        job_id,
-        JOB_ARROWS["end_cancel"],
-        _has_no_open_chunk(),
-        finished_at=now_s(),
-    )
+    """cancelling -> cancelled; refused while a chunk runs."""
+    _move(tx, jobs, "job", job_id, JOB_ARROWS["end_cancel"], ~_running_chunk().exists(), finished_at=now_s())
 
 
 def expire_job(tx: Connection, job_id: str) -> None:
     """queued or in_progress -> expired, past its deadline by the database's clock.
 
-    Its chunks expire with it, also those that run: their leases end, and later writes are refused.
+    Chunks that run are dropped with it: their leases end, and later writes are refused.
     """
-    _move(
-        tx,
-        jobs,
-        "job",
-        job_id,
-        JOB_ARROWS["expire"],
-        jobs.c.deadline_at < now_s(),
-        finished_at=now_s(),
-    )
-    is_open = (chunks.c.job_id == job_id) & chunks.c.state.in_(CHUNK_ARROWS["expire"].sources)
-    lock_chunks(tx, is_open)
-    tx.execute(
-        update(chunks)
-        .where(is_open)
-        .values(state=CHUNK_ARROWS["expire"].target, finished_at=now_s(), **_NO_LEASE)
-    )
+    is_over = jobs.c.deadline_at < now_s()
+    _move(tx, jobs, "job", job_id, JOB_ARROWS["expire"], is_over, finished_at=now_s())
+    drop = CHUNK_ARROWS["drop"]
+    is_running = (chunks.c.job_id == job_id) & IS_RUNNING
+    lock_chunks(tx, is_running)
+    tx.execute(update(chunks).where(is_running).values(state=drop.target, **_NO_LEASE))
 
 
-def _has_no_open_chunk() -> ColumnElement[bool]:
-    return ~select(chunks.c.id).where(chunks.c.job_id == jobs.c.id, chunks.c.state.in_(_OPEN_CHUNK)).exists()
+def _has_all_results() -> ColumnElement[bool]:
+    return jobs.c.num_succeeded + jobs.c.num_failed == jobs.c.num_requests
+
+
+def _running_chunk() -> Select[tuple[int]]:
+    return select(chunks.c.id).where(chunks.c.job_id == jobs.c.id, IS_RUNNING)
 
 
 def lock_chunks(tx: Connection, which: ColumnElement[bool]) -> None:
@@ -267,15 +268,31 @@ def lock_job(tx: Connection, job_id: str) -> JobState:
 
 
 def close_job_if_over(tx: Connection, job_id: str, state: JobState) -> JobState:
-    """Complete or end the cancel of a job whose last chunk is closed; the caller holds `lock_job`."""
-    is_open = select(chunks.c.id).where(chunks.c.job_id == job_id, chunks.c.state.in_(_OPEN_CHUNK)).limit(1)
-    if state.is_final or not state.is_visible or tx.execute(is_open).scalar() is not None:
-        return state
-    if state is JobState.CANCELLING:
+    """Complete a job that has all its results, or end the cancel of one with no chunk running; the caller holds
+    `lock_job`, which told the state."""
+
+    def holds(condition: ColumnElement[bool]) -> bool:
+        return tx.execute(select(jobs.c.id).where(jobs.c.id == job_id, condition)).scalar() is not None
+
+    if state in CLAIMABLE_STATES and holds(_has_all_results()):
+        complete_job(tx, job_id)
+        return JobState.COMPLETED
+    if state is JobState.CANCELLING and holds(~_running_chunk().exists()):
         end_cancel_job(tx, job_id)
         return JobState.CANCELLED
-    complete_job(tx, job_id)
-    return JobState.COMPLETED
+    return state
+
+
+def count_results(tx: Connection, job_id: str, tally: Tally) -> int:
+    """Add results that this transaction writes to the job's sums; how many requests have none yet. The caller holds
+    `lock_job`."""
+    num_left = jobs.c.num_requests - jobs.c.num_succeeded - jobs.c.num_failed
+    counted = update(jobs).where(jobs.c.id == job_id).values(_raised(jobs, tally)).returning(num_left)
+    return int(tx.execute(counted).scalar_one())
+
+
+def _raised(table: Table, tally: Tally) -> dict[str, Any]:
+    return {name: table.c[name] + value for name, value in asdict(tally).items()}
 
 
 def erase_rows(tx: Connection, job_id: str, limit: int) -> bool:
@@ -313,35 +330,28 @@ def erase_job(tx: Connection, job_id: str) -> bool:
 
 def claim_chunk(tx: Connection, chunk_id: int, worker_id: str, lease_s: float) -> Lease:
     """queued -> running under a fresh lease; counts the attempt."""
-    lease_id = uuid.uuid4().hex
-    _move(
-        tx,
-        chunks,
-        "chunk",
-        chunk_id,
-        CHUNK_ARROWS["claim"],
-        lease_id=lease_id,
-        lease_until=now_s() + lease_s,
-        worker_id=worker_id,
-        attempt=chunks.c.attempt + 1,
-        started_at=now_s(),
-    )
-    row = tx.execute(select(chunks).where(chunks.c.id == chunk_id)).one()
-    return lease_of(row)
+    arrow = CHUNK_ARROWS["claim"]
+    claimed = tx.execute(
+        update(chunks)
+        .where(chunks.c.id == chunk_id, chunks.c.state.in_(arrow.sources))
+        .values(
+            state=arrow.target,
+            lease_id=uuid.uuid4().hex,
+            lease_until=now_s() + lease_s,
+            worker_id=worker_id,
+            attempt=chunks.c.attempt + 1,
+            started_at=now_s(),
+        )
+        .returning(*LEASE_COLUMNS)
+    ).one_or_none()
+    if claimed is None:
+        raise _refusal(tx, chunks, "chunk", chunk_id, arrow)
+    return lease_of(claimed)
 
 
 def lease_of(row: Row[Any]) -> Lease:
-    """The lease in a row of a running chunk."""
-    return Lease(
-        row.lease_id,
-        row.id,
-        row.job_id,
-        row.first_index,
-        row.num_requests,
-        row.attempt,
-        row.is_suspect,
-        row.is_alone,
-    )
+    """The lease in `LEASE_COLUMNS` of a running chunk."""
+    return Lease(*row)
 
 
 def _move_leased(
@@ -360,9 +370,16 @@ def _move_leased(
     )
 
 
-def finish_chunk(tx: Connection, lease: Lease) -> None:
-    """running -> done; the CHECK refuses it unless every request has its result."""
-    _move_leased(tx, lease, "finish", finished_at=now_s())
+def record_chunk(tx: Connection, lease: Lease, tally: Tally) -> None:
+    """No move: add results that this transaction writes to a running chunk's sums."""
+    mine = (chunks.c.id == lease.chunk_id) & (chunks.c.lease_id == lease.lease_id)
+    if tx.execute(update(chunks).where(mine).values(_raised(chunks, tally))).rowcount == 0:
+        raise LeaseLostError(f"the lease on chunk {lease.chunk_id} has passed to somebody else")
+
+
+def finish_chunk(tx: Connection, lease: Lease, tally: Tally = _NONE) -> None:
+    """running -> done, with its last results; the CHECK refuses it unless every request has one."""
+    _move_leased(tx, lease, "finish", finished_at=now_s(), **_raised(chunks, tally))
 
 
 def release_chunk(tx: Connection, lease: Lease) -> None:
@@ -380,7 +397,10 @@ def split_chunk(tx: Connection, lease: Lease, parts: Sequence[Part]) -> None:
 
     The parts follow each other and cover the chunk; each has a request without a result.
     """
-    first, *others = (vars(part) for part in parts)
+    first, *others = (
+        {"first_index": part.first_index, "num_requests": part.num_requests, **asdict(part.tally)}
+        for part in parts
+    )
     _move_leased(tx, lease, "split", is_suspect=True, **first)
     if others:
         tx.execute(
@@ -396,11 +416,6 @@ def split_chunk(tx: Connection, lease: Lease, parts: Sequence[Part]) -> None:
                 for part in others
             ],
         )
-
-
-def cancel_chunk(tx: Connection, lease: Lease) -> None:
-    """running -> cancelled, in a job that is cancelling; requests without a result count as cancelled."""
-    _move_leased(tx, lease, "cancel", finished_at=now_s())
 
 
 def isolate_chunk(tx: Connection, lease: Lease) -> None:

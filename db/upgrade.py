@@ -4,7 +4,7 @@ import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, text
 
@@ -68,8 +68,9 @@ def _upgrade(database: Database, connection: Connection) -> None:
         connection.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": _POSTGRES_LOCK})
         connection.commit()
     try:
-        command.upgrade(config(connection), "head")
-        connection.commit()
+        with unchecked_foreign_keys(connection):
+            command.upgrade(config(connection), "head")
+            connection.commit()
     except CommandError as error:
         raise DatabaseUnavailableError(
             f"the database {database.label} was written by a newer promptmill: {error}"
@@ -79,6 +80,20 @@ def _upgrade(database: Database, connection: Connection) -> None:
             connection.rollback()
             connection.execute(text("SELECT pg_advisory_unlock(:lock)"), {"lock": _POSTGRES_LOCK})
             connection.commit()
+
+
+@contextmanager
+def unchecked_foreign_keys(connection: Connection) -> Iterator[None]:
+    """On SQLite a table is changed by making it anew: while the old one is dropped, others refer to nothing."""
+    if connection.dialect.name != "sqlite":
+        yield
+        return
+    driver: Any = connection.connection.driver_connection  # the setting has no effect inside a transaction
+    driver.execute("PRAGMA foreign_keys = OFF")
+    try:
+        yield
+    finally:
+        driver.execute("PRAGMA foreign_keys = ON")
 
 
 @contextmanager

@@ -159,6 +159,7 @@ class _Staging:
                 self._database,
                 self._job_id,
                 num_requests=report.num_lines,
+                num_failed=report.num_invalid,
                 input_sha256=source.sha256,
                 idempotency_key=key,
             )

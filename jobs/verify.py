@@ -43,8 +43,8 @@ def _checks(
     _expect(found.num_results, job.counts.succeeded + job.counts.failed, "results stored", "results counted")
     _expect(found.num_stray_results, 0, "results outside a chunk's range or counts", "expected")
     yield f"{found.num_results:,} results, as many as are counted"
-    _expect(found.num_open_chunks, 0, "chunks open or leased", "expected of a job that is over")
-    yield "no chunk is open, no lease lives"
+    _expect(found.num_leases, 0, "chunks leased", "expected of a job that is over")
+    yield "no chunk runs, no lease lives"
     seen = _compare(database, job_id, output_path)
     for status in ResultStatus:
         _expect(seen[status], getattr(job.counts, status), f"outcomes {status}", "counted")

@@ -25,15 +25,23 @@ def assert_job_is_sound(database: Database, job_id: str) -> list[Outcome]:
             select(func.count()).select_from(results).where(results.c.job_id == job_id)
         ).scalar_one()
         recorded = tx.execute(select(jobs.c.num_requests).where(jobs.c.id == job_id)).scalar_one()
-        open_chunks = tx.execute(
+        num_leases = tx.execute(
             select(func.count())
             .select_from(chunks)
             .where(
                 chunks.c.job_id == job_id,
-                chunks.c.state.in_((ChunkState.QUEUED, ChunkState.RUNNING)) | chunks.c.lease_id.is_not(None),
+                (chunks.c.state == ChunkState.RUNNING) | chunks.c.lease_id.is_not(None),
             )
         ).scalar_one()
-    assert open_chunks == 0, "a chunk of a finished job is open or leased"
+        counted = tx.execute(
+            select(
+                func.sum(chunks.c.num_requests),
+                func.sum(chunks.c.num_succeeded),
+                func.sum(chunks.c.num_failed),
+            ).where(chunks.c.job_id == job_id)
+        ).one()
+    assert num_leases == 0, "a chunk of a finished job is leased"
+    assert tuple(counted) == (job.counts.total, job.counts.succeeded, job.counts.failed), "the sums differ"
     assert [outcome.index for outcome in outcomes] == list(range(num_requests)), "an index is lost or doubled"
     assert job.counts.total == num_requests == recorded
     assert job.counts.succeeded + job.counts.failed == num_results

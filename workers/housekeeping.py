@@ -12,7 +12,8 @@ from db import leases, queries, recovery
 from db.database import Database
 from db.errors import DatabaseUnavailableError, PromptmillError, UnavailableError
 from jobs.settings import Settings
-from workers.runner import Runner, StopReason
+from workers.chunk_run import StopReason
+from workers.runner import Runner
 from workers.tickets import TicketOffice
 
 # After an outage of the database expired leases are left alone for this many lease times.

@@ -174,6 +174,7 @@ class _Worker:
         finally:
             sweeper.stop()
             runner.drain()
+            runner.close()
         return code
 
     def _ask_stop(self, *_: object) -> None:

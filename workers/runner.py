@@ -1,14 +1,11 @@
-"""Running chunks: claim one, feed it to the engine, write its results as they finish, claim the next."""
+"""Running chunks: claim one, feed it to the engine, have its results written as they finish, claim the next."""
 
 import logging
-import queue
 import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from enum import Enum
-from typing import TypeVar
+from functools import lru_cache
 
 import orjson
 
@@ -21,52 +18,19 @@ from jobs.cards import parse_card
 from jobs.generation import parse_generation
 from jobs.schema import Problem, RequestSchema
 from jobs.settings import Settings
-from workers.engine import Engine, EngineRequest, Failure
-from workers.feed import Feed, Outcome
-
-_Value = TypeVar("_Value")
+from workers.chunk_run import ChunkRun, Flight, StopReason
+from workers.engine import Engine, EngineRequest
+from workers.feed import Feed
+from workers.patience import Patience
+from workers.writer import Writer
 
 _log = logging.getLogger(__name__)
 
-_FIRST_BACKOFF_S = 0.1
-_MAX_BACKOFF_S = 5.0
 _SUSPECT_POLL_S = 0.1
-# How often a request goes back to the engine after a failure that may pass.
-_MAX_RETRIES = 2
-# How long a stopping worker tries to write to a database that is away.
-_STOP_WRITE_S = 5.0
-
-
-class StopReason(Enum):
-    """Why a chunk stops before its last request: the lease is gone, or its rest is to be given back."""
-
-    LEASE_LOST = "lease lost"
-    CANCELLED = "job cancelled"
-    DRAINING = "worker draining"
-    ENGINE_DEAD = "engine dead"
-
-
-@dataclass
-class ChunkRun:
-    """A chunk in flight. `stop` wakes the thread that runs it."""
-
-    lease: Lease
-    outcomes: queue.SimpleQueue[Outcome | None] = field(default_factory=queue.SimpleQueue)
-    stop_reason: StopReason | None = None
-
-    def stop(self, reason: StopReason) -> None:
-        if self.stop_reason is None or reason in (StopReason.LEASE_LOST, StopReason.ENGINE_DEAD):
-            self.stop_reason = reason
-        self.outcomes.put(None)
-
-
-@dataclass(frozen=True)
-class _Flight:
-    """A request in the engine."""
-
-    index: int
-    request: EngineRequest
-    num_retries: int = 0
+# How often a chunk that waits for the engine looks whether that is alive.
+_ENGINE_POLL_S = 1.0
+# Compiled schemas take 33 KB each.
+_MAX_CARDS = 64
 
 
 class _JobCard:
@@ -104,11 +68,18 @@ class Runner:
         self._on_engine_death = on_engine_death
         self._lock = threading.Lock()
         self._runs: dict[str, ChunkRun] = {}
-        self._cards: dict[str, _JobCard] = {}
+        self._card = lru_cache(_MAX_CARDS)(self._load_card)
         self._num_busy = 0
         self._claiming = threading.Condition()
         self._has_suspect = False
         self._draining = threading.Event()
+        self._patiently = Patience(self._draining.is_set)
+        self._writer = Writer(database, settings.flush_s, self._patiently, self.runs)
+        self._writer.start()
+
+    def close(self) -> None:
+        """End the thread that writes; call it when no thread is in `work` any more."""
+        self._writer.stop()
 
     @property
     def num_busy(self) -> int:
@@ -222,152 +193,58 @@ class Runner:
             self._patiently(lambda: leases.isolate(self._database, run.lease))
 
     def _run_chunk(self, run: ChunkRun) -> None:
-        if run.stop_reason is not None:
-            self._close(run, [], is_whole=False)
-            return
-        pending = self._patiently(lambda: leases.load_requests(self._database, run.lease))
-        card = self._card(run.lease.job_id)
-        results, rendered = self._render(card, pending)
-        unfinished = {request.key: _Flight(index, request) for index, request in rendered}
-        self._feed.submit([request for _, request in rendered], run.outcomes.put)
-        flush_at = time.monotonic() + self._settings.flush_s
-        try:
-            while unfinished and run.stop_reason is None:
-                for outcome in self._receive(run, flush_at):
-                    flight = unfinished.pop(outcome.key)
-                    if not self._retry(flight, outcome, unfinished, run):
-                        results.append(_new_result(flight, outcome))
-                if results and unfinished and time.monotonic() >= flush_at:
-                    self._record(run, results, is_last=False)
-                    results = []
-                if time.monotonic() >= flush_at:
-                    flush_at = time.monotonic() + self._settings.flush_s
-        finally:
-            self._feed.abort(list(unfinished))
-        self._close(run, results, is_whole=not unfinished)
-
-    def _retry(
-        self, flight: _Flight, outcome: Outcome, unfinished: dict[int, _Flight], run: ChunkRun
-    ) -> bool:
-        """Hand a request to the engine again whose failure may pass, a few times."""
-        if not (isinstance(outcome, Failure) and outcome.is_transient) or flight.num_retries >= _MAX_RETRIES:
-            return False
-        request = replace(flight.request, key=self._feed.new_key())
-        unfinished[request.key] = _Flight(flight.index, request, flight.num_retries + 1)
-        self._feed.submit([request], run.outcomes.put)
-        return True
-
-    def _close(self, run: ChunkRun, results: list[NewResult], *, is_whole: bool) -> None:
-        if run.stop_reason is StopReason.LEASE_LOST:
-            raise LeaseLostError(f"the lease on chunk {run.lease.chunk_id} is lost")
-        if is_whole:
-            self._record(run, results, is_last=True)
-            return
-        if results:
-            self._record(run, results, is_last=False)
+        if run.stop_reason is None:
+            pending = self._patiently(lambda: leases.load_requests(self._database, run.lease))
+            failed, flights = self._render(self._card(run.lease.job_id), pending)
+            run.begin(failed, flights)
+            self._feed.submit([flight.request for flight in flights], run.deliver)
+            try:
+                if self._is_done(run):
+                    return
+            finally:
+                self._feed.abort(run.unfinished())
         if run.stop_reason is StopReason.ENGINE_DEAD:
             raise EngineError("the engine died")
         self._patiently(lambda: leases.release(self._database, run.lease))
 
-    def _receive(self, run: ChunkRun, until: float) -> list[Outcome]:
-        """What has finished since the last call; waits for the first until the next flush is due."""
-        received: list[Outcome] = []
-        try:
-            first = run.outcomes.get(timeout=max(until - time.monotonic(), 0.001))
-            while True:
-                if first is not None:
-                    received.append(first)
-                first = run.outcomes.get_nowait()
-        except queue.Empty:
-            pass
-        if self._feed.is_dead:
-            run.stop(StopReason.ENGINE_DEAD)
-        return received
+    def _is_done(self, run: ChunkRun) -> bool:
+        """Wait until the chunk is done, its results written; False when it has to stop before, with what is finished
+        written all the same."""
+        while True:
+            while not run.wait(_ENGINE_POLL_S):
+                if self._feed.is_dead:
+                    run.stop(StopReason.ENGINE_DEAD)
+            if run.stop_reason is StopReason.LEASE_LOST:
+                raise LeaseLostError(f"the lease on chunk {run.lease.chunk_id} is lost")
+            if run.error is not None:
+                raise run.error
+            if self._writer.write(run):
+                return True
+            if self._feed.is_dead:
+                run.stop(StopReason.ENGINE_DEAD)
+            if run.stop_reason is not None:
+                return False
+            self._feed.submit(run.retry(self._feed.new_key), run.deliver)
 
-    def _card(self, job_id: str) -> _JobCard:
-        card = self._cards.get(job_id)
-        if card is None:
-            text = self._patiently(lambda: queries.get_card(self._database, job_id))
-            card = self._cards[job_id] = _JobCard(text)
-        return card
+    def _load_card(self, job_id: str) -> _JobCard:
+        return _JobCard(self._patiently(lambda: queries.get_card(self._database, job_id)))
 
     def _render(
         self, card: _JobCard, pending: Sequence[PendingRequest]
-    ) -> tuple[list[NewResult], list[tuple[int, EngineRequest]]]:
-        """Requests that fail before the engine as results, and the others ready for it, with their index."""
+    ) -> tuple[list[NewResult], list[Flight]]:
+        """Requests that fail before the engine as results, and the others ready for it."""
         generations = [
             parse_generation(card.schema, orjson.loads(request.body), card.sampling) for request in pending
         ]
         prompts = self._engine.render(generations, card.limits)
         failed: list[NewResult] = []
-        rendered: list[tuple[int, EngineRequest]] = []
+        flights: list[Flight] = []
         for request, generation, prompt in zip(pending, generations, prompts, strict=True):
             if isinstance(prompt, Problem):
-                failed.append(
-                    NewResult(
-                        request.index,
-                        error_code=prompt.code,
-                        error_message=prompt.message,
-                    )
-                )
-            else:
-                key = self._feed.new_key()
-                rendered.append(
-                    (
-                        request.index,
-                        EngineRequest(
-                            key,
-                            prompt,
-                            generation.max_tokens,
-                            generation.stream,
-                            generation.sampling,
-                        ),
-                    )
-                )
-        return failed, rendered
-
-    def _record(self, run: ChunkRun, results: list[NewResult], *, is_last: bool) -> None:
-        self._patiently(lambda: leases.record(self._database, run.lease, results, is_last=is_last))
-
-    def _patiently(self, call: Callable[[], _Value]) -> _Value:
-        """Call again while the database is away, with growing pauses.
-
-        What is finished waits in memory meanwhile, a chunk at most. A worker that drains gives up after a few
-        seconds: then the lease expires, and only what was not written runs again.
-        """
-        pause_s = _FIRST_BACKOFF_S
-        give_up_at: float | None = None
-        while True:
-            try:
-                return call()
-            except DatabaseUnavailableError as error:
-                if self.is_draining:
-                    give_up_at = give_up_at or time.monotonic() + _STOP_WRITE_S
-                    if time.monotonic() > give_up_at:
-                        raise
-                _log.warning("%s; trying again in %.1f s", error, pause_s)
-                time.sleep(pause_s)
-                pause_s = min(pause_s * 2, _MAX_BACKOFF_S)
-
-
-def _new_result(flight: _Flight, outcome: Outcome) -> NewResult:
-    index, num_retries = flight.index, flight.num_retries
-    if isinstance(outcome, Failure):
-        return NewResult(
-            index, error_code="engine_error", error_message=outcome.message, num_retries=num_retries
-        )
-    result = {"response": outcome.text} if outcome.pieces is None else _event_stream(outcome.pieces)
-    return NewResult(
-        index,
-        result=orjson.dumps(result).decode(),
-        finish_reason=outcome.finish_reason,
-        prompt_tokens=outcome.num_prompt_tokens,
-        completion_tokens=outcome.num_completion_tokens,
-        num_retries=num_retries,
-    )
-
-
-def _event_stream(pieces: Sequence[str]) -> str:
-    """The card's other output form: one event for each piece that the engine produced."""
-    events = [f"data: {orjson.dumps({'response': piece}).decode()}\n\n" for piece in pieces]
-    return "".join(events) + "data: [DONE]\n\n"
+                failed.append(NewResult(request.index, error_code=prompt.code, error_message=prompt.message))
+                continue
+            rendered = EngineRequest(
+                self._feed.new_key(), prompt, generation.max_tokens, generation.stream, generation.sampling
+            )
+            flights.append(Flight(request.index, rendered))
+        return failed, flights

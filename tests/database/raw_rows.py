@@ -7,7 +7,7 @@ from sqlalchemy import Connection, insert, select
 from db import transitions
 from db.states import ChunkState, JobState, WorkerState
 from db.tables import chunks, jobs, now_s, workers
-from db.transitions import Lease, Part
+from db.transitions import Lease, Part, Tally
 
 LEASE_COLUMNS = {"lease_id", "lease_until", "worker_id"}
 
@@ -38,7 +38,7 @@ def insert_job(tx: Connection, state: JobState) -> str:
 def move_job(tx: Connection, arrow: str, job_id: str) -> None:
     if arrow == "enqueue":
         transitions.enqueue_job(
-            tx, job_id, num_requests=7, input_sha256="e" * 64, idempotency_key=uuid.uuid4().hex
+            tx, job_id, num_requests=7, num_failed=2, input_sha256="e" * 64, idempotency_key=uuid.uuid4().hex
         )
     else:
         getattr(transitions, f"{arrow}_job")(tx, job_id)
@@ -83,7 +83,7 @@ def move_chunk(tx: Connection, arrow: str, lease: Lease) -> None:
     if arrow == "claim":
         transitions.claim_chunk(tx, lease.chunk_id, insert_worker(tx, WorkerState.READY), 300.0)
     elif arrow == "split":
-        transitions.split_chunk(tx, lease, [Part(0, 2, 2, 0, 0, 0), Part(2, 1, 1, 0, 0, 0)])
+        transitions.split_chunk(tx, lease, [Part(0, 2, Tally(2)), Part(2, 1, Tally(1))])
     else:
         getattr(transitions, f"{arrow}_chunk")(tx, lease)
 

@@ -11,7 +11,8 @@ from sqlalchemy import ColumnElement, Connection, Table, func, select, text, upd
 
 from db import leases, submits, transitions
 from db.database import Database
-from db.leases import NewResult
+from db.errors import LeaseLostError
+from db.leases import NewResult, Record
 from db.states import ChunkState
 from db.submits import NewChunk, NewRequest
 from db.tables import chunks, jobs, now_s, requests, results, workers
@@ -76,18 +77,31 @@ def commit(
     job_id: str,
     *,
     num_requests: int = 4,
+    num_failed: int = 0,
     key: str | None = None,
     input_sha256: str = "i" * 64,
 ) -> bool:
     return submits.commit(
-        database, job_id, num_requests=num_requests, input_sha256=input_sha256, idempotency_key=key
+        database,
+        job_id,
+        num_requests=num_requests,
+        num_failed=num_failed,
+        input_sha256=input_sha256,
+        idempotency_key=key,
     )
 
 
-def submit(database: Database, job_id: str = "job_a", *, num_requests: int = 4, **staged: Any) -> str:
+def submit(
+    database: Database,
+    job_id: str = "job_a",
+    *,
+    num_requests: int = 4,
+    bad: Collection[int] = (),
+    **staged: Any,
+) -> str:
     """A visible job; keywords as for `stage`."""
-    stage(database, job_id, num_requests=num_requests, **staged)
-    assert commit(database, job_id, num_requests=num_requests)
+    stage(database, job_id, num_requests=num_requests, bad=bad, **staged)
+    assert commit(database, job_id, num_requests=num_requests, num_failed=len(bad))
     return job_id
 
 
@@ -130,10 +144,18 @@ def successes(lease: Lease) -> list[NewResult]:
     return [success(index) for index in range(lease.first_index, lease.first_index + lease.num_requests)]
 
 
+def record(
+    database: Database, lease: Lease, batch: Sequence[NewResult], *, is_last: bool, is_repeat: bool = False
+) -> None:
+    """LeaseLostError when nothing was written."""
+    if leases.record(database, [Record(lease, batch, is_last)], is_repeat=is_repeat):
+        raise LeaseLostError(f"the lease on chunk {lease.chunk_id} is lost")
+
+
 def finish(database: Database, lease: Lease) -> None:
     """Whatever the chunk still lacks succeeds."""
     pending = leases.load_requests(database, lease)
-    leases.record(database, lease, [success(request.index) for request in pending], is_last=True)
+    record(database, lease, [success(request.index) for request in pending], is_last=True)
 
 
 def finish_all(database: Database, worker_id: str = "w1") -> None:

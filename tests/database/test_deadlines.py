@@ -14,6 +14,7 @@ from database.rows import (
     finish_all,
     job_row,
     pass_deadline,
+    record,
     register,
     result_rows,
     stage,
@@ -54,12 +55,12 @@ def test_a_job_past_its_deadline_expires_with_its_queued_and_its_running_chunks(
     register(database)
     job_id = submit(database, num_requests=10, bad=[9], deadline_s=60.0)
     done, running = claim(database), claim(database)
-    leases.record(database, done, [success(0), failure(1)], is_last=True)
-    leases.record(database, running, [success(2)], is_last=False)
+    record(database, done, [success(0), failure(1)], is_last=True)
+    record(database, running, [success(2)], is_last=False)
     assert _sweep(database) == _NOTHING
     pass_deadline(database, job_id)
     assert _sweep(database) == Recovery(num_jobs_expired=1)
-    assert chunk_states(database, job_id) == [ChunkState.DONE, *[ChunkState.EXPIRED] * 4]
+    assert chunk_states(database, job_id) == [ChunkState.DONE, *[ChunkState.QUEUED] * 4]
     job = queries.get_job(database, job_id)
     assert job.state is JobState.EXPIRED
     assert job.finished_at is not None
@@ -92,7 +93,7 @@ def test_what_comes_after_the_deadline_is_refused(database: Database) -> None:
     before = chunk_rows(database, job_id)
     for is_last in (False, True):
         with pytest.raises(LeaseLostError):
-            leases.record(database, lease, successes(lease), is_last=is_last)
+            record(database, lease, successes(lease), is_last=is_last)
     with pytest.raises(LeaseLostError):
         leases.release(database, lease)
     with pytest.raises(LeaseLostError):
@@ -167,7 +168,7 @@ def test_a_suspect_that_runs_alone_expires_with_its_job(database: Database) -> N
     assert alone.is_suspect
     pass_deadline(database, job_id)
     assert _sweep(database) == Recovery(num_jobs_expired=1)
-    assert chunk_states(database, job_id) == [ChunkState.EXPIRED, ChunkState.EXPIRED]
+    assert chunk_states(database, job_id) == [ChunkState.QUEUED, ChunkState.QUEUED]
     assert_job_is_sound(database, job_id)
 
 

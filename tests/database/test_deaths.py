@@ -16,6 +16,7 @@ from database.rows import (
     failure,
     finish_all,
     job_row,
+    record,
     register,
     result_rows,
     set_columns,
@@ -93,7 +94,7 @@ def test_the_parts_of_a_chunk_cover_it_and_share_what_is_pending(
     job_id = submit(database, num_requests=num_requests + 5, chunk_size=num_requests)
     lease = claim(database)
     batch = [failure(index) if index % 3 == 0 else success(index) for index in done]
-    leases.record(database, lease, batch, is_last=False)
+    record(database, lease, batch, is_last=False)
     before = result_rows(database, job_id)
     assert _wear_out(database, lease) == Recovery(num_split=1)
     parts = [row for row in chunk_rows(database, job_id) if row["first_index"] < num_requests]
@@ -155,11 +156,11 @@ def test_a_worn_chunk_that_lacks_only_its_end_is_done_and_not_split(
     register(database)
     job_id = submit(database, num_requests=2)
     if is_alone:
-        leases.record(database, first := claim(database), [success(1)], is_last=False)
+        record(database, first := claim(database), [success(1)], is_last=False)
         _wear_out(database, first)
     lease = _claim_alone(database) if is_alone else claim(database)
     batch = [result for result in successes(lease) if not is_alone or result.index != 1]
-    leases.record(database, lease, batch, is_last=False)
+    record(database, lease, batch, is_last=False)
     assert _wear_out(database, lease) == Recovery(num_requeued=1)
     assert len(chunk_rows(database, job_id)) == 1
     assert {outcome.status for outcome in assert_job_is_sound(database, job_id)} == {"succeeded"}
@@ -267,7 +268,7 @@ def _work_off(database: Database, guilty: Collection[int], bury: Bury) -> int:
             pending = [request.index for request in leases.load_requests(database, lease)]
             if not set(guilty).isdisjoint(pending):
                 break
-            leases.record(database, lease, [success(index) for index in pending], is_last=True)
+            record(database, lease, [success(index) for index in pending], is_last=True)
         if lease is None:
             return num_deaths
         assert bury(database, lease).did_anything
@@ -329,8 +330,8 @@ def test_of_a_worker_that_died_all_chunks_are_taken_back_and_of_others_none(data
     assert (worker_state(database, "dead"), worker_state(database, "alive")) == ("stopped", "starting")
     assert recovery.worker_died(database, "dead", _MAX_ATTEMPTS) == _NOTHING
     with pytest.raises(LeaseLostError):
-        leases.record(database, first, successes(first), is_last=True)
-    leases.record(database, other, successes(other), is_last=True)
+        record(database, first, successes(first), is_last=True)
+    record(database, other, successes(other), is_last=True)
     finish_all(database, "alive")
     assert_job_is_sound(database, job_id)
 
@@ -369,7 +370,7 @@ def test_spared_leases_stay_while_everything_else_is_mended(database: Database) 
     before = chunk_row(database, lease)
     assert _sweep(database, spare_leases=True) == Recovery(num_workers_lost=1)
     assert chunk_row(database, lease) == before
-    leases.record(database, lease, successes(lease), is_last=True)
+    record(database, lease, successes(lease), is_last=True)
     second = claim(database)
     expire(database, second)
     assert _sweep(database) == Recovery(num_requeued=1)

@@ -22,6 +22,7 @@ from database.rows import (
     num_rows,
     overlap,
     pass_deadline,
+    record,
     register,
     result_rows,
     set_columns,
@@ -36,6 +37,7 @@ from sqlalchemy import Connection, select, text
 from db import leases, queries, recovery, transitions
 from db.database import Database
 from db.errors import LeaseLostError, NotFoundError, WrongStateError
+from db.leases import Record
 from db.recovery import Recovery
 from db.states import ChunkState, JobState
 from db.tables import chunks
@@ -53,8 +55,11 @@ def _sweep(database: Database) -> Recovery:
 def _recording(database: Database, lease: Lease, index: int) -> Iterator[Connection]:
     """A `record` in a second connection that has written, holds its locks and has yet to commit."""
     with database.write() as tx:
-        leases._hold(tx, lease)
-        leases.write_results(tx, lease, [success(index)])
+        transitions.lock_job(tx, lease.job_id)
+        _, now = leases._hold_all(tx, [lease.lease_id])
+        one = Record(lease, [success(index)], is_last=False)
+        leases.write_results(tx, [one], now)
+        transitions.count_results(tx, lease.job_id, leases._record_one(tx, one))
         yield tx
 
 
@@ -84,7 +89,7 @@ def test_a_last_result_before_the_deadline_completes_the_job(
     swept = overlap(
         database,
         Pause(monkeypatch, "finish_chunk"),
-        partial(leases.record, database, lease, successes(lease), is_last=True),
+        partial(record, database, lease, successes(lease), is_last=True),
         partial(_sweep, database),
     )
     assert swept == _NOTHING
@@ -104,7 +109,7 @@ def test_results_that_waited_for_the_deadline_are_refused(
             database,
             Pause(monkeypatch, "expire_job"),
             partial(_sweep, database),
-            partial(leases.record, database, lease, successes(lease), is_last=is_last),
+            partial(record, database, lease, successes(lease), is_last=is_last),
         )
     assert result_rows(database, job_id) == []
     assert_job_is_sound(database, job_id)
@@ -125,7 +130,7 @@ def test_a_chunk_that_is_being_claimed_at_the_deadline_expires_too(
         partial(_sweep, database),
     )
     assert swept == Recovery(num_jobs_expired=1)
-    assert chunk_states(database, job_id) == [ChunkState.EXPIRED] * 3
+    assert chunk_states(database, job_id) == [ChunkState.QUEUED] * 3
     assert_job_is_sound(database, job_id)
 
 
@@ -156,7 +161,7 @@ def test_a_deadline_that_waited_for_a_cancel_leaves_the_job_to_it(
     pause = Pause(monkeypatch, "cancel_job")
     assert overlap(database, pause, partial(cancel, database, job_id), partial(_sweep, database)) == _NOTHING
     assert job_row(database, job_id)["state"] == JobState.CANCELLING
-    assert chunk_states(database, job_id) == [ChunkState.RUNNING, ChunkState.CANCELLED]
+    assert chunk_states(database, job_id) == [ChunkState.RUNNING, ChunkState.QUEUED]
 
 
 def test_a_cancel_that_waited_for_a_deadline_is_refused(
@@ -198,7 +203,7 @@ def test_a_renewal_and_a_deadline_take_chunks_in_the_same_order(postgres_databas
                 with database.write() as other:
                     assert other.execute(lock).scalars().all() == ids[1:]
             done.result(30)
-    assert chunk_states(database, job_id) == [ChunkState.EXPIRED] * 2
+    assert chunk_states(database, job_id) == [ChunkState.QUEUED] * 2
 
 
 # --- a split --------------------------------------------------------------------------------------------------
@@ -217,7 +222,7 @@ def test_a_zombie_that_waited_for_the_split_of_its_chunk_writes_nothing(
             database,
             Pause(monkeypatch, "split_chunk"),
             partial(_sweep, database),
-            partial(leases.record, database, zombie, successes(zombie), is_last=is_last),
+            partial(record, database, zombie, successes(zombie), is_last=is_last),
         )
     assert result_rows(database, job_id) == []
     assert [row["num_requests"] for row in chunk_rows(database, job_id)] == [2] * 8
@@ -225,13 +230,13 @@ def test_a_zombie_that_waited_for_the_split_of_its_chunk_writes_nothing(
     part = claim(database)
     assert part.chunk_id == zombie.chunk_id
     for call in (
-        partial(leases.record, database, zombie, [success(0)], is_last=is_last),
+        partial(record, database, zombie, [success(0)], is_last=is_last),
         partial(leases.release, database, zombie),
         partial(leases.isolate, database, zombie),
     ):
         with pytest.raises(LeaseLostError):
             call()
-    leases.record(database, part, successes(part), is_last=True)
+    record(database, part, successes(part), is_last=True)
     finish_all(database)
     assert_job_is_sound(database, job_id)
 
@@ -265,7 +270,7 @@ def test_a_zombie_that_finishes_while_its_chunk_is_to_be_split_keeps_it_whole(
     swept = overlap(
         database,
         Pause(monkeypatch, "finish_chunk"),
-        partial(leases.record, database, zombie, successes(zombie), is_last=True),
+        partial(record, database, zombie, successes(zombie), is_last=True),
         partial(_sweep, database),
     )
     assert swept == _NOTHING
@@ -331,7 +336,7 @@ def test_a_cancel_that_waited_for_a_split_takes_every_part(
         partial(_sweep, database),
         partial(cancel, database, job_id),
     )
-    assert chunk_states(database, job_id) == [ChunkState.CANCELLED] * 8
+    assert chunk_states(database, job_id) == [ChunkState.QUEUED] * 8
     assert job_row(database, job_id)["state"] == JobState.CANCELLED
     assert_job_is_sound(database, job_id)
 
@@ -405,7 +410,7 @@ def test_a_zombie_of_a_job_that_is_deleted_writes_nothing(database: Database) ->
     for _ in ("while its rows go", "when they are gone"):
         for is_last in (False, True):
             with pytest.raises(LeaseLostError):
-                leases.record(database, zombie, successes(zombie), is_last=is_last)
+                record(database, zombie, successes(zombie), is_last=is_last)
         with pytest.raises(LeaseLostError):
             leases.release(database, zombie)
         recovery.erase_job(database, job_id)

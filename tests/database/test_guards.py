@@ -37,10 +37,10 @@ def test_a_job_is_enqueued_whole(shared_database: Database) -> None:
     with shared_database.write() as tx:
         job_id = insert_job(tx, JobState.VALIDATING)
         transitions.enqueue_job(
-            tx, job_id, num_requests=7, input_sha256="e" * 64, idempotency_key=f"key-{job_id}"
+            tx, job_id, num_requests=7, num_failed=2, input_sha256="e" * 64, idempotency_key=f"key-{job_id}"
         )
         row = row_of(tx, jobs, job_id)
-    assert row["num_requests"] == 7
+    assert (row["num_requests"], row["num_failed"]) == (7, 2)
     assert row["input_sha256"] == "e" * 64
     assert row["idempotency_key"] == f"key-{job_id}"
     assert row["submit_lease_until"] is None

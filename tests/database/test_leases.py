@@ -15,6 +15,7 @@ from database.rows import (
     finish,
     finish_all,
     job_row,
+    record,
     register,
     result_rows,
     set_columns,
@@ -120,15 +121,15 @@ def test_results_in_parts_close_the_chunk_and_the_job_with_the_last(database: Da
     register(database)
     job_id = submit(database)
     first, second = claim(database), claim(database)
-    leases.record(database, first, [success(1)], is_last=False)
+    record(database, first, [success(1)], is_last=False)
     row = chunk_row(database, first)
     assert (row["state"], row["num_succeeded"], row["num_failed"]) == (ChunkState.RUNNING, 1, 0)
-    leases.record(database, first, [failure(0)], is_last=True)
+    record(database, first, [failure(0)], is_last=True)
     row = chunk_row(database, first)
     assert (row["state"], row["num_succeeded"], row["num_failed"]) == (ChunkState.DONE, 1, 1)
     assert (row["prompt_tokens"], row["completion_tokens"]) == (3, 5)
     assert job_row(database, job_id)["state"] == JobState.IN_PROGRESS
-    leases.record(database, second, successes(second), is_last=True)
+    record(database, second, successes(second), is_last=True)
     assert job_row(database, job_id)["state"] == JobState.COMPLETED
     outcomes = assert_job_is_sound(database, job_id)
     assert [outcome.status for outcome in outcomes] == ["failed", "succeeded", "succeeded", "succeeded"]
@@ -140,9 +141,9 @@ def test_a_chunk_may_end_with_a_batch_that_is_empty(database: Database) -> None:
     register(database)
     job_id = submit(database, num_requests=2)
     lease = claim(database)
-    leases.record(database, lease, [], is_last=False)
-    leases.record(database, lease, successes(lease), is_last=False)
-    leases.record(database, lease, [], is_last=True)
+    record(database, lease, [], is_last=False)
+    record(database, lease, successes(lease), is_last=False)
+    record(database, lease, [], is_last=True)
     assert_job_is_sound(database, job_id)
 
 
@@ -151,12 +152,12 @@ def test_a_batch_that_comes_twice_counts_once(database: Database) -> None:
     job_id = submit(database)
     lease = claim(database)
     for _ in range(2):
-        leases.record(database, lease, [success(0)], is_last=False)
+        record(database, lease, [success(0)], is_last=False)
     # what is there already stays as it is
-    leases.record(database, lease, [failure(0)], is_last=False)
+    record(database, lease, [failure(0)], is_last=False)
     row = chunk_row(database, lease)
     assert (row["num_succeeded"], row["num_failed"], row["completion_tokens"]) == (1, 0, 5)
-    leases.record(database, lease, successes(lease), is_last=True)
+    record(database, lease, successes(lease), is_last=True)
     finish_all(database)
     outcomes = assert_job_is_sound(database, job_id)
     assert {outcome.status for outcome in outcomes} == {"succeeded"}
@@ -166,10 +167,10 @@ def test_a_last_batch_that_comes_twice_changes_nothing(database: Database) -> No
     register(database)
     job_id = submit(database, num_requests=2)
     lease = claim(database)
-    leases.record(database, lease, successes(lease), is_last=True)
+    record(database, lease, successes(lease), is_last=True)
     before = job_row(database, job_id), chunk_row(database, lease), result_rows(database, job_id)
     with pytest.raises(LeaseLostError):
-        leases.record(database, lease, successes(lease), is_last=True)
+        record(database, lease, successes(lease), is_last=True)
     assert (job_row(database, job_id), chunk_row(database, lease), result_rows(database, job_id)) == before
     assert_job_is_sound(database, job_id)
 
@@ -186,7 +187,7 @@ def test_a_lease_that_was_never_given_writes_nothing(database: Database, *, is_l
         replace(lease, job_id="job_missing"),
     )[: 3 if is_last else 2]:
         with pytest.raises(LeaseLostError):
-            leases.record(database, foreign, successes(lease), is_last=is_last)
+            record(database, foreign, successes(lease), is_last=is_last)
     assert chunk_row(database, lease) == before
     assert result_rows(database, job_id) == []
 
@@ -204,7 +205,7 @@ def test_a_worker_that_wakes_after_its_chunk_went_on_writes_nothing(
     for _ in ("while it is queued", "while another holds it"):
         before = chunk_row(database, frozen)
         with pytest.raises(LeaseLostError):
-            leases.record(database, frozen, successes(frozen), is_last=is_last)
+            record(database, frozen, successes(frozen), is_last=is_last)
         with pytest.raises(LeaseLostError):
             leases.release(database, frozen)
         assert chunk_row(database, frozen) == before
@@ -213,9 +214,9 @@ def test_a_worker_that_wakes_after_its_chunk_went_on_writes_nothing(
     row = chunk_row(database, frozen)
     assert row["worker_id"] == "other"
     other = Lease(row["lease_id"], frozen.chunk_id, job_id, 0, 2, row["attempt"])
-    leases.record(database, other, successes(other), is_last=True)
+    record(database, other, successes(other), is_last=True)
     with pytest.raises(LeaseLostError):
-        leases.record(database, frozen, successes(frozen), is_last=is_last)
+        record(database, frozen, successes(frozen), is_last=is_last)
     assert_job_is_sound(database, job_id)
 
 
@@ -224,7 +225,7 @@ def test_a_lease_that_is_over_but_that_nobody_took_still_writes(database: Databa
     job_id = submit(database, num_requests=2)
     lease = claim(database)
     expire(database, lease)
-    leases.record(database, lease, successes(lease), is_last=True)
+    record(database, lease, successes(lease), is_last=True)
     assert_job_is_sound(database, job_id)
 
 
@@ -233,7 +234,7 @@ def test_a_chunk_is_not_done_while_a_result_is_missing(database: Database) -> No
     job_id = submit(database, num_requests=2)
     lease = claim(database)
     with pytest.raises(Exception, match="ck_chunks_done"):
-        leases.record(database, lease, [success(0)], is_last=True)
+        record(database, lease, [success(0)], is_last=True)
     assert chunk_row(database, lease)["state"] == ChunkState.RUNNING
     assert result_rows(database, job_id) == []
     finish(database, lease)
@@ -245,11 +246,11 @@ def test_only_requests_without_a_result_are_loaded(database: Database) -> None:
     job_id = submit(database, num_requests=6, chunk_size=3, bad=[1])
     lease = claim(database)
     assert [request.index for request in leases.load_requests(database, lease)] == [0, 2]
-    leases.record(database, lease, [success(2)], is_last=False)
+    record(database, lease, [success(2)], is_last=False)
     pending = leases.load_requests(database, lease)
     assert [request.index for request in pending] == [0]
     assert '"prompt"' in pending[0].body
-    leases.record(database, lease, [success(0)], is_last=True)
+    record(database, lease, [success(0)], is_last=True)
     assert leases.load_requests(database, lease) == []
     finish_all(database)
     assert_job_is_sound(database, job_id)
@@ -259,7 +260,7 @@ def test_a_result_keeps_the_attempt_that_made_it(database: Database) -> None:
     register(database)
     job_id = submit(database, num_requests=3, chunk_size=3, bad=[2])
     first = claim(database)
-    leases.record(database, first, [success(0)], is_last=False)
+    record(database, first, [success(0)], is_last=False)
     expire(database, first)
     recovery.run_once(database, LEASE_S, max_attempts=3)
     second = claim(database)
@@ -277,13 +278,14 @@ def test_a_chunk_given_back_is_claimed_again_and_its_attempt_does_not_count(data
     register(database)
     job_id = submit(database, num_requests=2)
     lease = claim(database)
-    leases.record(database, lease, [success(0)], is_last=False)
-    assert leases.release(database, lease) is ChunkState.QUEUED
+    record(database, lease, [success(0)], is_last=False)
+    leases.release(database, lease)
+    assert chunk_row(database, lease)["state"] == ChunkState.QUEUED
     assert chunk_row(database, lease)["attempt"] == 0
     again = claim(database)
     assert (again.chunk_id, again.attempt) == (lease.chunk_id, 1)
     assert again.lease_id != lease.lease_id
-    leases.record(database, again, [success(1)], is_last=True)
+    record(database, again, [success(1)], is_last=True)
     assert_job_is_sound(database, job_id)
 
 
@@ -293,8 +295,8 @@ def test_a_chunk_given_back_in_a_cancelling_job_is_cancelled_and_ends_the_job(da
     lease = claim(database)
     cancel(database, job_id)
     assert job_row(database, job_id)["state"] == JobState.CANCELLING
-    leases.record(database, lease, [success(0)], is_last=False)
-    assert leases.release(database, lease) is ChunkState.CANCELLED
+    record(database, lease, [success(0)], is_last=False)
+    leases.release(database, lease)
     assert job_row(database, job_id)["state"] == JobState.CANCELLED
     outcomes = assert_job_is_sound(database, job_id)
     assert [outcome.status for outcome in outcomes] == ["succeeded", "cancelled", "cancelled", "cancelled"]
@@ -307,7 +309,7 @@ def test_a_chunk_that_is_finished_in_a_cancelling_job_ends_it_too(database: Data
     cancel(database, job_id)
     finish(database, lease)
     assert job_row(database, job_id)["state"] == JobState.CANCELLED
-    assert chunk_states(database, job_id) == [ChunkState.DONE, ChunkState.CANCELLED]
+    assert chunk_states(database, job_id) == [ChunkState.DONE, ChunkState.QUEUED]
     assert_job_is_sound(database, job_id)
 
 

@@ -13,6 +13,7 @@ from database.rows import (
     failure,
     finish,
     finish_all,
+    record,
     register,
     set_columns,
     silence,
@@ -50,12 +51,12 @@ def test_the_total_is_the_sum_of_the_others_all_the_way_to_completed(database: D
     assert counts() == Counts(pending=6, failed=1)
     lease = claim(database)
     assert counts() == Counts(pending=4, running=2, failed=1)
-    leases.record(database, lease, [success(0)], is_last=False)
+    record(database, lease, [success(0)], is_last=False)
     assert counts() == Counts(pending=4, running=1, succeeded=1, failed=1)
     leases.release(database, lease)
     assert counts() == Counts(pending=5, succeeded=1, failed=1)
     lease = claim(database)
-    leases.record(database, lease, [failure(2)], is_last=True)
+    record(database, lease, [failure(2)], is_last=True)
     assert counts() == Counts(pending=4, succeeded=1, failed=2)
     finish_all(database)
     assert counts() == Counts(succeeded=5, failed=2)
@@ -69,7 +70,7 @@ def test_the_total_is_the_sum_of_the_others_all_the_way_to_cancelled(database: D
     job_id = submit(database, num_requests=7, chunk_size=3)
     counts = partial(_counts, database, job_id, 7)
     lease = claim(database)
-    leases.record(database, lease, [success(0)], is_last=False)
+    record(database, lease, [success(0)], is_last=False)
     cancel(database, job_id)
     assert queries.get_job(database, job_id).state is JobState.CANCELLING
     assert counts() == Counts(running=2, succeeded=1, cancelled=4)
@@ -159,7 +160,7 @@ def test_the_rate_of_a_running_job_is_that_of_what_it_did_since_its_chunks_began
     job_id = submit(database, num_requests=8, chunk_size=4)
     lease = claim(database)
     set_columns(database, chunks, chunks.c.id == lease.chunk_id, started_at=now_s() - 20)
-    leases.record(database, lease, [success(0), success(1)], is_last=False)
+    record(database, lease, [success(0), success(1)], is_last=False)
     job = queries.get_job(database, job_id)
     assert job.requests_per_s == pytest.approx(2 / 20, rel=0.3)
     assert job.completion_tokens_per_s == pytest.approx(10 / 20, rel=0.3)
@@ -243,7 +244,7 @@ def outcome_database(shared_database: Database) -> Database:
         finish(shared_database, claim(shared_database))
     running = claim(shared_database)
     cancel(shared_database, "job_a")
-    leases.record(shared_database, running, [success(8)], is_last=False)
+    record(shared_database, running, [success(8)], is_last=False)
     leases.release(shared_database, running)
     return shared_database
 
@@ -261,7 +262,7 @@ def test_a_job_under_way_yields_what_is_finished_and_nothing_else(database: Data
     job_id = submit(database, num_requests=8, bad=[5])
     assert [outcome.index for outcome in queries.iterate_outcomes(database, job_id)] == [5]
     lease = claim(database)
-    leases.record(database, lease, [success(1)], is_last=False)
+    record(database, lease, [success(1)], is_last=False)
     finish(database, claim(database))
     assert [outcome.index for outcome in queries.iterate_outcomes(database, job_id)] == [1, 2, 3, 5]
     cancel(database, job_id)
@@ -277,7 +278,7 @@ def test_an_export_holds_up_nobody(database: Database, monkeypatch: pytest.Monke
     register(database)
     job_id = submit(database, num_requests=6, chunk_size=6)
     lease = claim(database)
-    leases.record(database, lease, [success(0), success(1)], is_last=False)
+    record(database, lease, [success(0), success(1)], is_last=False)
     outcomes = queries.iterate_outcomes(database, job_id)
     assert next(outcomes).index == 0
     finish(database, lease)

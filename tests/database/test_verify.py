@@ -12,6 +12,7 @@ from database.rows import (
     failure,
     finish_all,
     pass_deadline,
+    record,
     register,
     stage,
     success,
@@ -53,9 +54,9 @@ def _end(database: Database, input_path: Path, state: JobState = JobState.COMPLE
         lease = claim(database)
         pending = [request.index for request in leases.load_requests(database, lease)]
         results = [failure(index) if index == 3 else success(index) for index in pending]
-        leases.record(database, lease, results, is_last=True)
+        record(database, lease, results, is_last=True)
     lease = claim(database)
-    leases.record(database, lease, [success(4)], is_last=False)
+    record(database, lease, [success(4)], is_last=False)
     leases.release(database, lease)
     if state is JobState.COMPLETED:
         finish_all(database)
@@ -328,7 +329,7 @@ def test_an_output_of_a_moment_before_the_end_is_not_the_job_s(
     stage(sqlite_database)
     commit(sqlite_database, "job_a")
     lease = claim(sqlite_database)
-    leases.record(sqlite_database, lease, [success(0), success(1)], is_last=True)
+    record(sqlite_database, lease, [success(0), success(1)], is_last=True)
     assert export(sqlite_database, "job_a", str(output_path)) == 2
     finish_all(sqlite_database)
     with pytest.raises(UnsoundError, match="line 3 is missing, the outcome of index 2"):

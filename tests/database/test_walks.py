@@ -13,6 +13,7 @@ from database.rows import (
     failure,
     finish_all,
     pass_deadline,
+    record,
     register,
     result_rows,
     submit,
@@ -81,12 +82,12 @@ class _Walk:
         lease = self._any_lease()
         index = self._random.randrange(lease.first_index, lease.first_index + lease.num_requests)
         made = self._random.choice([success, failure])(index)
-        leases.record(self._database, lease, [made], is_last=False)
+        record(self._database, lease, [made], is_last=False)
 
     def _end(self) -> None:
         lease = self._any_lease()
         pending = leases.load_requests(self._database, lease)
-        leases.record(self._database, lease, [success(left.index) for left in pending], is_last=True)
+        record(self._database, lease, [success(left.index) for left in pending], is_last=True)
 
     def _release(self) -> None:
         leases.release(self._database, self._any_lease())

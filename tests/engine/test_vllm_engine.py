@@ -169,7 +169,7 @@ def test_aborted_requests_leave_the_engine(feed: Feed) -> None:
 
 
 def test_the_event_stream_is_the_cards_other_form() -> None:
-    from workers.runner import _event_stream
+    from workers.chunk_run import _event_stream
 
     text = _event_stream(["a", "\n\u00e9"])
     assert text.endswith("data: [DONE]\n\n")

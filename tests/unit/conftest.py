@@ -10,7 +10,7 @@ import pytest
 
 from db import leases, queries, transitions
 from db.database import Database
-from db.leases import NewResult
+from db.leases import NewResult, Record
 from db.upgrade import upgrade
 from jobs.cards import Card, find_card
 from jobs.settings import Settings
@@ -91,7 +91,7 @@ def finish() -> Finish:
                 by_index.get(request.index, _succeeded(request.index))
                 for request in leases.load_requests(database, lease)
             ]
-            leases.record(database, lease, batch, is_last=True)
+            leases.record(database, [Record(lease, batch, is_last=True)])
 
     return run
 
