@@ -1,22 +1,25 @@
 """Counting a job's rows the long way round, to hold against what the sums say."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from sqlalchemy import ColumnElement, Table, and_, func, not_, or_, select
 
 from db.database import Database
 from db.tables import IS_RUNNING, chunks, jobs, requests, results
+from db.transitions import Tally
 
 
 @dataclass(frozen=True)
 class Audit:
-    """`num_tiled`: requests covered by chunks that follow each other without gap or overlap, from index 0."""
+    """`num_tiled`: requests covered by chunks that follow each other without gap or overlap, from index 0;
+    `in_chunks`: the sums over what the chunks count."""
 
     num_declared: int
     num_requests: int
     num_results: int
     num_tiled: int
     num_leases: int
+    in_chunks: Tally
     num_stray_results: int
 
 
@@ -46,6 +49,8 @@ def audit(database: Database, job_id: str) -> Audit:
             .scalar_subquery()
         )
 
+        sums = [func.coalesce(func.sum(chunks.c[one.name]), 0) for one in fields(Tally)]
+
         def count(table: Table, *where: ColumnElement[bool]) -> int:
             statement = select(func.count()).select_from(table).where(*where)
             return int(tx.execute(statement).scalar_one())
@@ -58,6 +63,7 @@ def audit(database: Database, job_id: str) -> Audit:
             num_leases=count(
                 chunks, chunks.c.job_id == job_id, or_(IS_RUNNING, chunks.c.lease_id.is_not(None))
             ),
+            in_chunks=Tally(*map(int, tx.execute(select(*sums).where(chunks.c.job_id == job_id)).one())),
             num_stray_results=count(
                 chunks,
                 and_(

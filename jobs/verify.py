@@ -42,6 +42,11 @@ def _checks(
     yield f"{found.num_declared:,} requests, each in one chunk"
     _expect(found.num_results, job.counts.succeeded + job.counts.failed, "results stored", "results counted")
     _expect(found.num_stray_results, 0, "results outside a chunk's range or counts", "expected")
+    for name, num in vars(found.in_chunks).items():
+        counted = getattr(job, name, None) or getattr(job.counts, name.removeprefix("num_"), 0)
+        _expect(
+            num, counted, f"{name.removeprefix('num_').replace('_', ' ')} counted by chunks", "by the job"
+        )
     yield f"{found.num_results:,} results, as many as are counted"
     _expect(found.num_leases, 0, "chunks leased", "expected of a job that is over")
     yield "no chunk runs, no lease lives"

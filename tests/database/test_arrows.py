@@ -23,7 +23,7 @@ from sqlalchemy import Connection, Table
 
 from db import transitions
 from db.database import Database
-from db.errors import LeaseLostError, WrongStateError
+from db.errors import WrongStateError
 from db.states import (
     CHUNK_ARROWS,
     JOB_ARROWS,
@@ -37,7 +37,7 @@ from db.tables import chunks, jobs, workers
 
 # What each arrow writes beside the state, and nothing more.
 _JOB_WRITES: dict[str, set[str]] = {
-    "enqueue": {"num_requests", "input_sha256", "idempotency_key", "submit_lease_until"},
+    "enqueue": {"num_requests", "num_failed", "input_sha256", "idempotency_key", "submit_lease_until"},
     "start": {"started_at"},
     "complete": {"finished_at"},
     "cancel": set(),
@@ -58,17 +58,12 @@ _CHUNK_WRITES: dict[str, set[str]] = {
     "requeue": LEASE_COLUMNS,
     # the range and the counts become those of the first part
     "split": {*LEASE_COLUMNS, "is_suspect", "num_requests", "num_succeeded"},
-    "cancel": {*LEASE_COLUMNS, "finished_at"},
-    "expire": {*LEASE_COLUMNS, "finished_at"},
+    "drop": LEASE_COLUMNS,
 }
-# What moves all chunks of a job at once, by its arrow of chunks; and from where, for the rest has a holder.
-_IN_BULK: dict[str, tuple[Callable[[Connection, str], None], frozenset[ChunkState]]] = {
-    "cancel": (transitions.cancel_job, frozenset({ChunkState.QUEUED})),
-    "expire": (transitions.expire_job, CHUNK_ARROWS["expire"].sources),
-}
-# Of those, the arrows that no chunk moves along alone: they have no function of their own.
-_ONLY_IN_BULK = {"expire"}
-_ALONE = {name: arrow for name, arrow in CHUNK_ARROWS.items() if name not in _ONLY_IN_BULK}
+# What moves all chunks of a job at once, by its arrow of chunks: no chunk moves along it alone, and it has no function
+# of its own.
+_IN_BULK: dict[str, Callable[[Connection, str], None]] = {"drop": transitions.expire_job}
+_ALONE = {name: arrow for name, arrow in CHUNK_ARROWS.items() if name not in _IN_BULK}
 _WORKER_WRITES: dict[str, set[str]] = {
     "ready": {"heartbeat_at"},
     "drain": {"heartbeat_at"},
@@ -87,6 +82,8 @@ _NO_ARROWS = {
     "erase_job",
     "lease_of",
     "isolate_chunk",
+    "count_results",
+    "record_chunk",
 }
 
 
@@ -151,12 +148,6 @@ def test_a_chunk_moves_along_its_arrows_only(
             _assert_refused(tx, chunks, lease.chunk_id, arrow, lambda: move_chunk(tx, arrow.name, lease))
             return
         before = row_of(tx, chunks, lease.chunk_id)
-        if (arrow.name, state) == ("cancel", ChunkState.QUEUED):
-            # nobody holds it, so nobody moves it alone: it goes with its job, in bulk
-            with pytest.raises(LeaseLostError):
-                move_chunk(tx, arrow.name, lease)
-            assert row_of(tx, chunks, lease.chunk_id) == before
-            return
         move_chunk(tx, arrow.name, lease)
         after, clears = row_of(tx, chunks, lease.chunk_id), () if arrow.name == "claim" else LEASE_COLUMNS
         _assert_moved(before, after, arrow, _CHUNK_WRITES[arrow.name], clock(tx), clears)
@@ -171,16 +162,14 @@ def test_a_job_that_ends_takes_along_the_chunks_of_its_arrow_only(
     with shared_database.write() as tx:
         lease, other = insert_chunk(tx, state), insert_chunk(tx, state)
         before, other_before = row_of(tx, chunks, lease.chunk_id), row_of(tx, chunks, other.chunk_id)
-        end_job, sources = _IN_BULK[arrow.name]
-        end_job(tx, lease.job_id)
+        _IN_BULK[arrow.name](tx, lease.job_id)
         after = row_of(tx, chunks, lease.chunk_id)
         # another job's is never touched
         assert row_of(tx, chunks, other.chunk_id) == other_before
-        if state not in sources:
+        if state not in arrow.sources:
             assert after == before
             return
-        held = LEASE_COLUMNS if state is ChunkState.RUNNING else set()
-        _assert_moved(before, after, arrow, {*held, "finished_at"}, clock(tx), LEASE_COLUMNS)
+        _assert_moved(before, after, arrow, _CHUNK_WRITES[arrow.name], clock(tx), LEASE_COLUMNS)
 
 
 @pytest.mark.parametrize(("arrow", "state"), _pairs(WORKER_ARROWS, WorkerState))
@@ -208,20 +197,17 @@ def test_each_arrow_is_a_function_and_each_function_an_arrow() -> None:
         for name, function in inspect.getmembers(transitions, inspect.isfunction)
         if function.__module__ == transitions.__name__ and not name.startswith("_")
     }
-    assert functions - _NO_ARROWS == arrows - {f"{name}_chunk" for name in _ONLY_IN_BULK}
+    assert functions - _NO_ARROWS == arrows - {f"{name}_chunk" for name in _IN_BULK}
     assert functions >= _NO_ARROWS
 
 
 def test_each_arrow_in_bulk_is_in_the_function_of_its_job() -> None:
-    assert _ONLY_IN_BULK <= _IN_BULK.keys() <= CHUNK_ARROWS.keys()
     for name, function in inspect.getmembers(transitions, inspect.isfunction):
         if function.__module__ == transitions.__name__ and name.endswith("_job"):
             named = {
                 arrow for arrow in CHUNK_ARROWS if f'CHUNK_ARROWS["{arrow}"]' in inspect.getsource(function)
             }
-            assert named == {arrow for arrow, (bulk, _) in _IN_BULK.items() if bulk is function}, name
-    for name, (_, sources) in _IN_BULK.items():
-        assert sources <= CHUNK_ARROWS[name].sources
+            assert named == {arrow for arrow, bulk in _IN_BULK.items() if bulk is function}, name
 
 
 def test_each_arrow_says_what_it_writes() -> None:
@@ -238,8 +224,6 @@ def test_no_arrow_leaves_a_state_that_is_over() -> None:
         JobState.EXPIRED,
         JobState.DELETING,
         ChunkState.DONE,
-        ChunkState.CANCELLED,
-        ChunkState.EXPIRED,
         WorkerState.STOPPED,
     }
     assert JOB_ARROWS["delete"].sources == {state for state in JobState if state.is_final}

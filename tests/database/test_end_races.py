@@ -190,7 +190,7 @@ def test_a_renewal_and_a_deadline_take_chunks_in_the_same_order(postgres_databas
         where = chunks.c.id == chunk_id
         set_columns(database, chunks, where, lease_id=lease_id, first_index=first_index)
     with database.read() as tx:
-        held = [transitions.lease_of(row) for row in tx.execute(select(chunks))]
+        held = [transitions.lease_of(row) for row in tx.execute(select(*transitions.LEASE_COLUMNS))]
     pass_deadline(database, job_id)
     lock = select(chunks.c.id).order_by(chunks.c.id).with_for_update(skip_locked=True)
     for call in (partial(leases.renew, database, "w1", held, LEASE_S), partial(_sweep, database)):

@@ -1,6 +1,6 @@
 """An arrow asks for more than the state: the row, the lease, and that the lease lives or is over."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 from database.raw_rows import (
@@ -21,10 +21,10 @@ from db.database import Database
 from db.errors import LeaseLostError, NotFoundError, WrongStateError
 from db.states import JOB_ARROWS, WORKER_ARROWS, ChunkState, JobState, WorkerState
 from db.tables import chunks, jobs, now_s, workers
-from db.transitions import Lease
+from db.transitions import Lease, Tally
 
 # Arrows of a chunk that take the holder's lease.
-_LEASED = ["finish", "release", "requeue", "split", "cancel"]
+_LEASED = ["finish", "release", "requeue", "split"]
 
 
 @pytest.mark.parametrize("arrow", JOB_ARROWS)
@@ -56,20 +56,48 @@ def test_a_job_is_not_enqueued_after_its_submit_lease(shared_database: Database)
         assert row_of(tx, jobs, job_id) == before
 
 
-@pytest.mark.parametrize("chunk_state", [ChunkState.QUEUED, ChunkState.RUNNING])
-@pytest.mark.parametrize(
-    ("arrow", "job_state"),
-    [("complete", JobState.IN_PROGRESS), ("end_cancel", JobState.CANCELLING)],
-)
-def test_a_job_does_not_end_while_a_chunk_is_open(
-    shared_database: Database, arrow: str, job_state: JobState, chunk_state: ChunkState
+@pytest.mark.parametrize("job_state", [JobState.QUEUED, JobState.IN_PROGRESS])
+def test_a_job_does_not_complete_while_a_request_has_no_result(
+    shared_database: Database, job_state: JobState
 ) -> None:
     with shared_database.write() as tx:
-        lease = insert_chunk(tx, chunk_state, job_state=job_state)
+        job_id = insert_job(tx, job_state)
+        counts = {"num_requests": 7, "num_succeeded": 4, "num_failed": 2}
+        tx.execute(update(jobs).where(jobs.c.id == job_id).values(counts))
+        before = row_of(tx, jobs, job_id)
+        with pytest.raises(LeaseLostError):
+            move_job(tx, "complete", job_id)
+        assert row_of(tx, jobs, job_id) == before
+        assert transitions.count_results(tx, job_id, Tally(num_succeeded=1)) == 0
+        move_job(tx, "complete", job_id)
+
+
+def test_a_cancel_does_not_end_while_a_chunk_runs(shared_database: Database) -> None:
+    with shared_database.write() as tx:
+        lease = insert_chunk(tx, ChunkState.RUNNING, job_state=JobState.CANCELLING)
         before = row_of(tx, jobs, lease.job_id)
         with pytest.raises(LeaseLostError):
-            move_job(tx, arrow, lease.job_id)
+            move_job(tx, "end_cancel", lease.job_id)
         assert row_of(tx, jobs, lease.job_id) == before
+        move_chunk(tx, "release", lease)
+        move_job(tx, "end_cancel", lease.job_id)
+
+
+def test_results_are_added_to_the_sums_of_their_job_and_chunk(shared_database: Database) -> None:
+    tally = Tally(num_succeeded=2, num_failed=1, prompt_tokens=30, completion_tokens=50)
+    with shared_database.write() as tx:
+        lease = insert_chunk(tx, ChunkState.RUNNING)
+        tx.execute(update(jobs).where(jobs.c.id == lease.job_id).values(num_requests=9))
+        tx.execute(update(chunks).where(chunks.c.id == lease.chunk_id).values(num_succeeded=0))
+        assert [transitions.count_results(tx, lease.job_id, tally) for _ in range(2)] == [6, 3]
+        transitions.record_chunk(tx, lease, tally)
+        job, chunk = row_of(tx, jobs, lease.job_id), row_of(tx, chunks, lease.chunk_id)
+        with pytest.raises(LeaseLostError):
+            transitions.record_chunk(tx, replace(lease, lease_id="o" * 32), tally)
+        assert row_of(tx, chunks, lease.chunk_id) == chunk
+    assert {name: (job[name], chunk[name]) for name in asdict(tally)} == {
+        name: (2 * value, value) for name, value in asdict(tally).items()
+    }
 
 
 @pytest.mark.parametrize("deadline_at", [None, "later"])

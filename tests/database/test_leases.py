@@ -151,13 +151,13 @@ def test_a_batch_that_comes_twice_counts_once(database: Database) -> None:
     register(database)
     job_id = submit(database)
     lease = claim(database)
-    for _ in range(2):
-        record(database, lease, [success(0)], is_last=False)
+    for is_repeat in (False, True):
+        record(database, lease, [success(0)], is_last=False, is_repeat=is_repeat)
     # what is there already stays as it is
-    record(database, lease, [failure(0)], is_last=False)
+    record(database, lease, [failure(0)], is_last=False, is_repeat=True)
     row = chunk_row(database, lease)
     assert (row["num_succeeded"], row["num_failed"], row["completion_tokens"]) == (1, 0, 5)
-    record(database, lease, successes(lease), is_last=True)
+    record(database, lease, successes(lease), is_last=True, is_repeat=True)
     finish_all(database)
     outcomes = assert_job_is_sound(database, job_id)
     assert {outcome.status for outcome in outcomes} == {"succeeded"}
@@ -183,9 +183,9 @@ def test_a_lease_that_was_never_given_writes_nothing(database: Database, *, is_l
     before = chunk_row(database, lease)
     for foreign in (
         replace(lease, lease_id="f" * 32),
-        replace(lease, chunk_id=999_999),
-        replace(lease, job_id="job_missing"),
-    )[: 3 if is_last else 2]:
+        replace(lease, lease_id="f" * 32, chunk_id=999_999),
+        replace(lease, lease_id="f" * 32, job_id="job_missing"),
+    ):
         with pytest.raises(LeaseLostError):
             record(database, foreign, successes(lease), is_last=is_last)
     assert chunk_row(database, lease) == before

@@ -11,14 +11,16 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from database.rows import all_at_once, submit
+from database.rows import all_at_once, claim, register, submit
 from servers import Postgres
 from sqlalchemy import Connection, inspect, text
 
+from db import queries, recovery
 from db.database import HEAD_REVISION, Database
 from db.errors import DatabaseUnavailableError
+from db.queries import Counts
 from db.tables import metadata
-from db.upgrade import config, open_database, upgrade
+from db.upgrade import config, open_database, unchecked_foreign_keys, upgrade
 
 MakeUrl = Callable[[str], str]
 
@@ -133,14 +135,72 @@ def test_upgrades_at_the_same_time_wait_for_each_other(empty_url: str) -> None:
 
 def test_a_downgrade_to_the_base_leaves_no_table(migrated: Database) -> None:
     def downgrade(connection: Connection) -> list[str]:
-        command.downgrade(config(connection), "base")
-        connection.commit()
+        with unchecked_foreign_keys(connection):
+            command.downgrade(config(connection), "base")
+            connection.commit()
         return inspect(connection).get_table_names()
 
     submit(migrated)
     assert migrated.call(downgrade) == ["alembic_version"]
     upgrade(migrated)
     assert migrated.revision() == HEAD_REVISION
+
+
+def test_the_second_migration_keeps_jobs_and_sums_them_up(make_url: MakeUrl) -> None:
+    """From the first tables: a job in each state, with chunks that were done, cancelled and given back half done."""
+    database = Database(make_url("first"))
+
+    def move(connection: Connection, target: str) -> None:
+        with unchecked_foreign_keys(connection):
+            (command.upgrade if target in ("0001", "head") else command.downgrade)(config(connection), target)
+            connection.commit()
+
+    database.call(lambda connection: move(connection, "0001"))
+    with database.write() as tx:
+        for state, chunk_state in (
+            ("completed", "done"),
+            ("cancelled", "cancelled"),
+            ("in_progress", "queued"),
+        ):
+            finished_at = "NULL" if state == "in_progress" else "2.0"
+            tx.execute(
+                text(
+                    "INSERT INTO jobs (id, state, card_name, card_sha256, card, input_name, input_sha256,"
+                    " num_requests, created_at, finished_at)"
+                    f" VALUES ('{state}', '{state}', 'tiny', 'c', 'card', 'in', 'i', 4, 1.0, {finished_at})"
+                )
+            )
+            last = (1, 1) if chunk_state == "done" else (1, 0)
+            for first, chunk, (num_succeeded, num_failed) in ((0, "done", (2, 0)), (2, chunk_state, last)):
+                tx.execute(
+                    text(
+                        "INSERT INTO chunks (job_id, first_index, num_requests, state, num_succeeded, num_failed,"
+                        " prompt_tokens, completion_tokens)"
+                        f" VALUES ('{state}', {first}, 2, '{chunk}', {num_succeeded}, {num_failed}, 30, 50)"
+                    )
+                )
+    for _ in range(2):
+        database.call(lambda connection: move(connection, "head"))
+        jobs = {job.id: job for job in queries.list_jobs(database, 10)}
+        assert {job.id: job.counts for job in jobs.values()} == {
+            "completed": Counts(succeeded=3, failed=1),
+            "cancelled": Counts(succeeded=3, cancelled=1),
+            "in_progress": Counts(succeeded=3, pending=1),
+        }
+        assert {(job.prompt_tokens, job.completion_tokens) for job in jobs.values()} == {(60, 100)}
+        register(database)
+        assert claim(database).job_id == "in_progress"
+        recovery.worker_died(database, "w1", 9)
+        with database.write() as tx:
+            tx.execute(text("UPDATE chunks SET worker_id = NULL"))
+            tx.execute(text("DELETE FROM workers"))
+        database.call(lambda connection: move(connection, "0001"))
+        with database.read() as tx:
+            states = tx.execute(
+                text("SELECT state FROM chunks WHERE first_index = 2 ORDER BY job_id")
+            ).scalars()
+            assert list(states) == ["cancelled", "done", "queued"]
+    database.close()
 
 
 def test_a_database_of_a_newer_promptmill_is_left_alone(migrated: Database) -> None:

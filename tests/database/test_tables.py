@@ -67,12 +67,16 @@ _WRONG: list[tuple[Table, str, dict[str, Any]]] = [
     (jobs, "submit_lease", {"state": "validating"}),
     (jobs, "submit_lease", {"submit_lease_until": 1.0}),
     (jobs, "whole", {"input_sha256": None}),
-    (jobs, "finished", {"state": "completed"}),
+    (jobs, "finished", {"state": "completed", "num_succeeded": 2}),
     (jobs, "finished", {"state": "cancelled"}),
     (jobs, "finished", {"state": "expired"}),
     (jobs, "finished", {"state": "deleting", "finished_at": 1.0}),
     (jobs, "finished", {"state": "cancelling", "finished_at": 1.0}),
-    (jobs, "num_requests", {"num_requests": -1}),
+    (jobs, "counts", {"num_requests": -1}),
+    (jobs, "counts", {"num_succeeded": -1}),
+    (jobs, "counts", {"num_failed": -1}),
+    (jobs, "counts", {"num_succeeded": 2, "num_failed": 1}),
+    (jobs, "completed", {"state": "completed", "finished_at": 1.0, "num_succeeded": 1}),
     (workers, "state", {"state": "asleep"}),
     (chunks, "state", {**_NO_LEASE, "state": "paused"}),
     (chunks, "lease", _NO_LEASE),
@@ -133,11 +137,12 @@ def test_the_good_row_is_taken(seeded: Database, table: Table) -> None:
 def test_other_good_rows_are_taken(seeded: Database) -> None:
     _insert(seeded, jobs, state="validating", submit_lease_until=1.0, input_sha256=None)
     for state in ("completed", "cancelled", "expired"):
+        _insert(seeded, jobs, state=state, finished_at=1.0, num_succeeded=1, num_failed=1)
+    for state in ("cancelled", "expired"):
         _insert(seeded, jobs, state=state, finished_at=1.0)
     _insert(seeded, jobs, state="deleting", input_sha256=None)
     _insert(seeded, chunks, **_NO_LEASE, state="done", num_succeeded=1, num_failed=1)
-    for index, state in ((2, "cancelled"), (4, "expired")):
-        _insert(seeded, chunks, **_NO_LEASE, first_index=index, state=state, num_succeeded=1)
+    _insert(seeded, chunks, **_NO_LEASE, first_index=2, state="queued", num_succeeded=1)
     _insert(seeded, chunks, **_NO_LEASE, first_index=6, state="queued", is_suspect=True)
     _insert(seeded, chunks, first_index=8, is_suspect=True, is_alone=True)
     _insert(seeded, requests, custom_id=None, body=None)

@@ -82,7 +82,7 @@ class _Walk:
         lease = self._any_lease()
         index = self._random.randrange(lease.first_index, lease.first_index + lease.num_requests)
         made = self._random.choice([success, failure])(index)
-        record(self._database, lease, [made], is_last=False)
+        record(self._database, lease, [made], is_last=False, is_repeat=True)
 
     def _end(self) -> None:
         lease = self._any_lease()
