@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from database.rows import all_at_once, claim, register, submit
@@ -150,37 +151,31 @@ def test_the_second_migration_keeps_jobs_and_sums_them_up(make_url: MakeUrl) -> 
     """From the first tables: a job in each state, with chunks that were done, cancelled and given back half done."""
     database = Database(make_url("first"))
 
-    def move(connection: Connection, target: str) -> None:
-        with unchecked_foreign_keys(connection):
-            (command.upgrade if target in ("0001", "head") else command.downgrade)(config(connection), target)
-            connection.commit()
+    def move(run: Callable[[Config, str], None], target: str) -> None:
+        def moved(connection: Connection) -> None:
+            with unchecked_foreign_keys(connection):
+                run(config(connection), target)
+                connection.commit()
 
-    database.call(lambda connection: move(connection, "0001"))
+        database.call(moved)
+
+    move(command.upgrade, "0001")
     with database.write() as tx:
-        for state, chunk_state in (
-            ("completed", "done"),
-            ("cancelled", "cancelled"),
-            ("in_progress", "queued"),
-        ):
-            finished_at = "NULL" if state == "in_progress" else "2.0"
-            tx.execute(
-                text(
-                    "INSERT INTO jobs (id, state, card_name, card_sha256, card, input_name, input_sha256,"
-                    " num_requests, created_at, finished_at)"
-                    f" VALUES ('{state}', '{state}', 'tiny', 'c', 'card', 'in', 'i', 4, 1.0, {finished_at})"
-                )
-            )
-            last = (1, 1) if chunk_state == "done" else (1, 0)
-            for first, chunk, (num_succeeded, num_failed) in ((0, "done", (2, 0)), (2, chunk_state, last)):
-                tx.execute(
-                    text(
-                        "INSERT INTO chunks (job_id, first_index, num_requests, state, num_succeeded, num_failed,"
-                        " prompt_tokens, completion_tokens)"
-                        f" VALUES ('{state}', {first}, 2, '{chunk}', {num_succeeded}, {num_failed}, 30, 50)"
-                    )
-                )
+        job = text(
+            "INSERT INTO jobs (id, state, card_name, card_sha256, card, input_name, input_sha256, num_requests,"
+            " created_at, finished_at) VALUES (:state, :state, 'tiny', 'c', 'card', 'in', 'i', 4, 1.0, :finished_at)"
+        )
+        chunk = text(
+            "INSERT INTO chunks (job_id, first_index, num_requests, state, num_succeeded, num_failed,"
+            " prompt_tokens, completion_tokens) VALUES (:job_id, :first, 2, :state, :good, :bad, 30, 50)"
+        )
+        for state, last in (("completed", "done"), ("cancelled", "cancelled"), ("in_progress", "queued")):
+            tx.execute(job, {"state": state, "finished_at": None if state == "in_progress" else 2.0})
+            first = {"job_id": state, "first": 0, "state": "done", "good": 2, "bad": 0}
+            tx.execute(chunk, first)
+            tx.execute(chunk, {**first, "first": 2, "state": last, "good": 1, "bad": int(last == "done")})
     for _ in range(2):
-        database.call(lambda connection: move(connection, "head"))
+        move(command.upgrade, "head")
         jobs = {job.id: job for job in queries.list_jobs(database, 10)}
         assert {job.id: job.counts for job in jobs.values()} == {
             "completed": Counts(succeeded=3, failed=1),
@@ -194,7 +189,7 @@ def test_the_second_migration_keeps_jobs_and_sums_them_up(make_url: MakeUrl) -> 
         with database.write() as tx:
             tx.execute(text("UPDATE chunks SET worker_id = NULL"))
             tx.execute(text("DELETE FROM workers"))
-        database.call(lambda connection: move(connection, "0001"))
+        move(command.downgrade, "0001")
         with database.read() as tx:
             states = tx.execute(
                 text("SELECT state FROM chunks WHERE first_index = 2 ORDER BY job_id")

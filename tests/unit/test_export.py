@@ -175,7 +175,6 @@ def test_of_a_job_that_runs_there_is_what_is_finished(
 def test_lines_are_in_input_order_over_many_pages(
     store: Store, sqlite_database: Database, finish: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(queries, "_PAGE_CHUNKS", 3)
     monkeypatch.setattr(queries, "_PAGE_REQUESTS", 4)
     job_id = store(*[{"prompt": "x"}] * 40, chunk_size=3)
     finish(sqlite_database, job_id)
