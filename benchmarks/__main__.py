@@ -3,11 +3,12 @@
 import argparse
 import importlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.row import Row
 
-_SUBJECTS = ("generation", "control_plane")
+_SUBJECTS = ("generation", "control_plane", "growth")
 
 
 def _line(row: Row) -> str:
@@ -16,6 +17,12 @@ def _line(row: Row) -> str:
     reach = "" if row.reach is None else f"{'<=' if row.is_less_better else '>='} {row.reach:,g}"
     verdict = {None: "", True: "reached", False: "NOT REACHED"}[row.is_reached]
     return f"{row.subject:52}{row.value:>14,.1f}{raw:>14}{ratio:>7}  {row.unit:22}{reach:>10} {verdict} {row.note}"
+
+
+def print_table(rows: Sequence[Row]) -> None:
+    print(f"{'subject':52}{'promptmill':>14}{'raw':>14}{'ratio':>7}  {'unit':22}{'reach':>10}")
+    for row in rows:
+        print(_line(row).rstrip())
 
 
 def main() -> None:
@@ -29,9 +36,7 @@ def main() -> None:
     for name in arguments.subjects or _SUBJECTS:
         print(f"{name} ...", flush=True)
         rows += importlib.import_module(f"benchmarks.{name}").measure(quick=arguments.quick)
-    print(f"{'subject':52}{'promptmill':>14}{'raw':>14}{'ratio':>7}  {'unit':22}{'reach':>10}")
-    for row in rows:
-        print(_line(row).rstrip())
+    print_table(rows)
     path = Path("out/benchmarks.json")
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps([row.as_dict() for row in rows], indent=2) + "\n")

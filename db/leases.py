@@ -9,7 +9,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from sqlalchemy import Connection, Row, func, literal, select, union_all, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Select,
+    bindparam,
+    func,
+    literal_column,
+    select,
+    union_all,
+    update,
+)
 
 from db import bulk, transitions
 from db.database import Database
@@ -99,7 +109,11 @@ def claim(
     goes first, equal jobs share, and a big job cannot starve a small one.
     """
     with database.read() as tx:
-        candidates = _candidates(tx, card_name, job_id)
+        if job_id is None:
+            candidates = tx.execute(_CANDIDATES, {"card_name": card_name}).all()
+        else:
+            wanted = {"card_name": card_name, "job_id": job_id}
+            candidates = tx.execute(_CANDIDATES_OF_ONE_JOB, wanted).all()
     for candidate in candidates:
         # a transaction each: two claims that held several jobs' rows could wait for each other
         with database.write() as tx:
@@ -109,9 +123,10 @@ def claim(
     return None
 
 
-def _candidates(tx: Connection, card_name: str, job_id: str | None) -> Sequence[Row[tuple[str, str, int]]]:
-    """The best few jobs. In two parts, so that neither looks at every job there is: those of which no chunk runs,
-    in the index's own order, and those of the chunks that run, which are as few as the workers' slots."""
+def _candidates(*, of_one_job: bool) -> Select[tuple[str, str, int]]:
+    """The best few jobs of `card_name` (and of these `job_id` alone). In two parts, so that neither looks at every
+    job there is: those of which no chunk runs, in the index's own order, and those of the chunks that run, which are
+    as few as the workers' slots."""
     of_job = chunks.c.job_id == jobs.c.id
     has_queued = select(chunks.c.id).where(of_job, IS_QUEUED).exists()
     has_running = select(chunks.c.id).where(of_job, IS_RUNNING).exists()
@@ -121,25 +136,31 @@ def _candidates(tx: Connection, card_name: str, job_id: str | None) -> Sequence[
         .group_by(chunks.c.job_id)
         .subquery()
     )
-    is_candidate = [IS_CLAIMABLE, jobs.c.card_name == card_name, has_queued]
-    if job_id is not None:
-        is_candidate.append(jobs.c.id == job_id)
+    is_candidate = [IS_CLAIMABLE, jobs.c.card_name == bindparam("card_name"), has_queued]
+    if of_one_job:
+        is_candidate.append(jobs.c.id == bindparam("job_id"))
     columns = (jobs.c.id, jobs.c.state, jobs.c.priority, jobs.c.created_at)
     best_first = (jobs.c.priority.desc(), jobs.c.created_at, jobs.c.id)
+    limit: ColumnElement[int] = literal_column(str(_CANDIDATE_JOBS))
     idle = (
-        select(*columns, literal(0).label("num_running"))
+        select(*columns, literal_column("0").label("num_running"))
         .where(*is_candidate, ~has_running)
         .order_by(*best_first)
-        .limit(_CANDIDATE_JOBS)
+        .limit(limit)
         .subquery()
     )
     busy = select(*columns, running.c.num_running).join(running, running.c.job_id == jobs.c.id)
     both = union_all(select(idle), busy.where(*is_candidate)).subquery()
-    return tx.execute(
+    return (
         select(both.c.id, both.c.state, both.c.priority)
         .order_by(both.c.priority.desc(), both.c.num_running, both.c.created_at, both.c.id)
-        .limit(_CANDIDATE_JOBS)
-    ).all()
+        .limit(limit)
+    )
+
+
+# made once: a worker claims so often that making them would cost more than running them
+_CANDIDATES = _candidates(of_one_job=False)
+_CANDIDATES_OF_ONE_JOB = _candidates(of_one_job=True)
 
 
 def _claim_from(tx: Connection, job_id: str, state: str, worker_id: str, lease_s: float) -> Lease | None:
