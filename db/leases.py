@@ -127,9 +127,10 @@ def _candidates(*, of_one_job: bool) -> Select[tuple[str, str, int]]:
     """The best few jobs of `card_name` (and of these `job_id` alone). In two parts, so that neither looks at every
     job there is: those of which no chunk runs, in the index's own order, and those of the chunks that run, which are
     as few as the workers' slots."""
-    of_job = chunks.c.job_id == jobs.c.id
-    has_queued = select(chunks.c.id).where(of_job, IS_QUEUED).exists()
-    has_running = select(chunks.c.id).where(of_job, IS_RUNNING).exists()
+    # not EXISTS, which Postgres may turn into a join with every chunk there is
+    of_job = select(chunks.c.id).where(chunks.c.job_id == jobs.c.id).limit(literal_column("1"))
+    has_queued = of_job.where(IS_QUEUED).scalar_subquery().is_not(None)
+    has_no_running = of_job.where(IS_RUNNING).scalar_subquery().is_(None)
     running = (
         select(chunks.c.job_id, func.count().label("num_running"))
         .where(IS_RUNNING)
@@ -144,7 +145,7 @@ def _candidates(*, of_one_job: bool) -> Select[tuple[str, str, int]]:
     limit: ColumnElement[int] = literal_column(str(_CANDIDATE_JOBS))
     idle = (
         select(*columns, literal_column("0").label("num_running"))
-        .where(*is_candidate, ~has_running)
+        .where(*is_candidate, has_no_running)
         .order_by(*best_first)
         .limit(limit)
         .subquery()

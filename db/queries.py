@@ -8,8 +8,19 @@ from sqlalchemy import Connection, Row, Select, and_, func, select, union_all
 
 from db.database import Database
 from db.errors import NotFoundError
-from db.states import JobState, ResultStatus, WorkerState
-from db.tables import IS_CLAIMABLE, IS_QUEUED, IS_RUNNING, chunks, jobs, now_s, requests, results, workers
+from db.states import ALIVE_STATES, JobState, ResultStatus, WorkerState
+from db.tables import (
+    IS_CLAIMABLE,
+    IS_QUEUED,
+    IS_RUNNING,
+    chunks,
+    jobs,
+    now_s,
+    requests,
+    results,
+    the_time,
+    workers,
+)
 
 # Rates of a job that runs are those of the last minute.
 _RATE_WINDOW_S = 60.0
@@ -301,7 +312,7 @@ def list_finished(database: Database, older_than_s: float, limit: int) -> list[J
     """The jobs that ended more than `older_than_s` ago, the oldest first."""
     statement = (
         _visible()
-        .where(jobs.c.finished_at < now_s() - older_than_s)
+        .where(jobs.c.finished_at < the_time() - older_than_s)
         .order_by(jobs.c.finished_at, jobs.c.id)
         .limit(limit)
     )
@@ -311,25 +322,23 @@ def list_finished(database: Database, older_than_s: float, limit: int) -> list[J
 
 def count_claimable(database: Database, card_name: str, limit: int) -> int:
     """Chunks of this card that could be claimed now, counted up to `limit`."""
+    has_queued = select(chunks.c.id).where(chunks.c.job_id == jobs.c.id, IS_QUEUED).limit(1).scalar_subquery()
     # job by job: the chunks of jobs that are over stay queued, and may be many
     candidates = (
         select(jobs.c.id)
-        .where(IS_CLAIMABLE, jobs.c.card_name == card_name, _queued_chunk().exists())
+        .where(IS_CLAIMABLE, jobs.c.card_name == card_name, has_queued.is_not(None))
         .order_by(jobs.c.priority.desc(), jobs.c.created_at)
         .limit(limit)
     )
     num = 0
     with database.read() as tx:
         for job_id in tx.execute(candidates).scalars().all():
-            queued = select(chunks.c.id).where(chunks.c.job_id == job_id, IS_QUEUED).limit(limit - num)
+            queued = select(chunks.c.id).where(chunks.c.job_id == job_id, IS_QUEUED)
+            queued = queued.order_by(chunks.c.id).limit(limit - num)
             num += tx.execute(select(func.count()).select_from(queued.subquery())).scalar_one()
             if num >= limit:
                 break
     return num
-
-
-def _queued_chunk() -> Select[tuple[int]]:
-    return select(chunks.c.id).where(chunks.c.job_id == jobs.c.id, IS_QUEUED)
 
 
 def has_worker_loaded(database: Database, worker_id: str) -> bool:
@@ -345,7 +354,7 @@ def list_workers(database: Database, *, alive_only: bool = True) -> list[Worker]
         workers.c.heartbeat_at.desc()
     )
     if alive_only:
-        statement = statement.where(workers.c.state.not_in((WorkerState.STOPPED, WorkerState.GONE)))
+        statement = statement.where(workers.c.state.in_(ALIVE_STATES))
     with database.read() as tx:
         rows = tx.execute(statement).all()
     return [

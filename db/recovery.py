@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from sqlalchemy import ColumnElement, Connection, and_, or_, select
+from sqlalchemy import ColumnElement, Connection, and_, select
 
 from db import leases, transitions
 from db.database import Database
 from db.errors import LeaseLostError, NotFoundError, WrongStateError
 from db.leases import NewResult, Record
-from db.states import JobState, WorkerState
-from db.tables import IS_CLAIMABLE, IS_RUNNING, chunks, jobs, now_s, results, workers
+from db.states import ALIVE_STATES, JobState
+from db.tables import IS_CLAIMABLE, IS_RUNNING, chunks, jobs, now_s, results, the_time, workers
 from db.transitions import LEASE_COLUMNS, Lease, Part
 
 # A worker is gone after this many lease times without a heartbeat.
@@ -86,11 +86,11 @@ def end_cancel_without_workers(database: Database, job_id: str) -> None:
     with database.read() as tx:
         state = tx.execute(select(jobs.c.state).where(jobs.c.id == job_id)).scalar()
     if state == JobState.CANCELLING:
-        _bury(database, and_(chunks.c.job_id == job_id, chunks.c.lease_until < now_s()), max_attempts=1)
+        _bury(database, and_(chunks.c.job_id == job_id, chunks.c.lease_until < the_time()), max_attempts=1)
 
 
 def _expire_leases(database: Database, max_attempts: int) -> Counter[_Death]:
-    return _bury(database, chunks.c.lease_until < now_s(), max_attempts)
+    return _bury(database, chunks.c.lease_until < the_time(), max_attempts)
 
 
 def _bury(database: Database, is_dead: ColumnElement[bool], max_attempts: int) -> Counter[_Death]:
@@ -179,9 +179,10 @@ def _close_jobs(database: Database) -> int:
     """Jobs that are over while they are not closed; none, unless something went wrong."""
     has_all_results = jobs.c.num_succeeded + jobs.c.num_failed == jobs.c.num_requests
     is_running = select(chunks.c.id).where(chunks.c.job_id == jobs.c.id, IS_RUNNING).exists()
-    is_over = or_(and_(IS_CLAIMABLE, has_all_results), and_(jobs.c.state == JobState.CANCELLING, ~is_running))
     with database.read() as tx:
-        ids = list(tx.execute(select(jobs.c.id).where(is_over)).scalars())
+        whole = tx.execute(select(jobs.c.id).where(IS_CLAIMABLE, has_all_results)).scalars().all()
+        cancelling = select(jobs.c.id).where(jobs.c.state == JobState.CANCELLING, ~is_running)
+        ids = [*whole, *tx.execute(cancelling).scalars()]
     num_closed = 0
     for job_id in ids:
         with contextlib.suppress(NotFoundError, WrongStateError), database.write() as tx:
@@ -193,7 +194,9 @@ def _close_jobs(database: Database) -> int:
 def _expire_jobs(database: Database) -> int:
     """Jobs past their deadline."""
     with database.read() as tx:
-        ids = list(tx.execute(select(jobs.c.id).where(IS_CLAIMABLE, jobs.c.deadline_at < now_s())).scalars())
+        ids = list(
+            tx.execute(select(jobs.c.id).where(IS_CLAIMABLE, jobs.c.deadline_at < the_time())).scalars()
+        )
     num_expired = 0
     for job_id in ids:
         with contextlib.suppress(LeaseLostError, WrongStateError, NotFoundError), database.write() as tx:
@@ -203,11 +206,10 @@ def _expire_jobs(database: Database) -> int:
 
 
 def _lose_workers(database: Database, silent_s: float) -> int:
-    alive = (WorkerState.STARTING, WorkerState.READY, WorkerState.DRAINING)
     with database.read() as tx:
         silent = tx.execute(
             select(workers.c.id).where(
-                workers.c.state.in_(alive), workers.c.heartbeat_at < now_s() - silent_s
+                workers.c.state.in_(ALIVE_STATES), workers.c.heartbeat_at < the_time() - silent_s
             )
         ).scalars()
         ids = list(silent)
@@ -228,7 +230,7 @@ def _erase_jobs(database: Database) -> int:
         over = list(
             tx.execute(
                 select(jobs.c.id).where(
-                    jobs.c.state == JobState.VALIDATING, jobs.c.submit_lease_until < now_s()
+                    jobs.c.state == JobState.VALIDATING, jobs.c.submit_lease_until < the_time()
                 )
             ).scalars()
         )

@@ -70,6 +70,9 @@ class WorkerState(StrEnum):
     GONE = "gone"
 
 
+ALIVE_STATES = (WorkerState.STARTING, WorkerState.READY, WorkerState.DRAINING)
+
+
 class ResultStatus(StrEnum):
     """What a request can come to. `cancelled` and `expired` are never stored: they are requests without a result
     in a job of that state."""

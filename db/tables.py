@@ -18,12 +18,14 @@ from sqlalchemy import (
     Index,
     Integer,
     MetaData,
+    ScalarSelect,
     String,
     Table,
     Text,
     UniqueConstraint,
     false,
     literal_column,
+    select,
     text,
 )
 from sqlalchemy.ext.compiler import compiles
@@ -48,6 +50,12 @@ def _now_postgresql(element: now_s, compiler: SQLCompiler, **_: object) -> str:
 @compiles(now_s, "sqlite")
 def _now_sqlite(element: now_s, compiler: SQLCompiler, **_: object) -> str:
     return "((julianday('now') - 2440587.5) * 86400.0)"
+
+
+def the_time() -> ScalarSelect[float]:
+    """`now_s` as a subquery, evaluated once a statement. To compare an indexed column with: a clock that moves while
+    a statement runs cannot be looked up in an index."""
+    return select(now_s()).scalar_subquery()
 
 
 def _one_of(column: str, states: type[StrEnum]) -> str:
@@ -103,6 +111,9 @@ jobs = Table(
     CheckConstraint("state <> 'completed' OR num_succeeded + num_failed = num_requests", "completed"),
     Index(None, "state", "created_at"),
     Index(None, "created_at"),
+    Index(None, "finished_at"),
+    Index(None, "deadline_at"),
+    Index(None, "input_sha256"),
 )
 
 # Word for word what stands in the partial indexes: neither database uses such an index for a bound value.

@@ -15,6 +15,12 @@ branch_labels = None
 depends_on = None
 
 _SUMS = ("num_succeeded", "num_failed", "prompt_tokens", "completion_tokens")
+_NEW_JOB_INDEXES = {
+    "ix_jobs_state_created_at": ["state", "created_at"],
+    "ix_jobs_finished_at": ["finished_at"],
+    "ix_jobs_deadline_at": ["deadline_at"],
+    "ix_jobs_input_sha256": ["input_sha256"],
+}
 _NEW_CHUNK_STATES = "state IN ('queued', 'running', 'done')"
 _OLD_CHUNK_STATES = "state IN ('queued', 'running', 'done', 'cancelled', 'expired')"
 _COUNTS = "num_succeeded >= 0 AND num_failed >= 0 AND num_succeeded + num_failed <= num_requests"
@@ -40,7 +46,8 @@ def upgrade() -> None:
         op.create_check_constraint(op.f("ck_jobs_completed"), "jobs", _COMPLETED)
         op.drop_constraint(op.f("ck_chunks_state"), "chunks")
         op.create_check_constraint(op.f("ck_chunks_state"), "chunks", _NEW_CHUNK_STATES)
-    op.create_index("ix_jobs_state_created_at", "jobs", ["state", "created_at"])
+    for name, columns in _NEW_JOB_INDEXES.items():
+        op.create_index(name, "jobs", columns)
     op.create_index(
         "ix_jobs_claimable",
         "jobs",
@@ -60,7 +67,8 @@ def upgrade() -> None:
 def downgrade() -> None:
     op.drop_index("ix_chunks_finished", "chunks")
     op.drop_index("ix_jobs_claimable", "jobs")
-    op.drop_index("ix_jobs_state_created_at", "jobs")
+    for name in _NEW_JOB_INDEXES:
+        op.drop_index(name, "jobs")
     if op.get_bind().dialect.name == "sqlite":
         _rebuild_chunks(_OLD_CHUNK_STATES)
         _rebuild_jobs(with_sums=False)
