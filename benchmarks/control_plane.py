@@ -2,28 +2,20 @@
 
 Absolute figures, since there is no raw part to hold them against: requests a second from before the submit to the
 job's end, and the CPU time of everything that runs for a request, by process: the submit, the workers, Postgres and
-Redis. `python -m benchmarks.control_plane --profile` prints where one worker's own time goes.
+Redis.
 """
 
 import argparse
 import os
-import sys
-import tempfile
 import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-# the servers and the installation that the tests break
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-
-from plant import Plant
-from servers import Postgres, Redis, wait_until
-
+from benchmarks.installation import Plant, installation, wait_until
 from benchmarks.row import Row
 
 _NUM_WORKERS = 2
-_SETTINGS: dict[str, object] = {"engine": "echo", "model": "smollm2-135m-instruct", "echo_latency_s": 0}
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -48,7 +40,7 @@ class Run:
         return f"{self.requests_per_s:,.0f} requests/s, {self.cpu_us:.0f} us of CPU a request ({parts})"
 
 
-def _cpu_s(pid: int) -> float:
+def cpu_s(pid: int) -> float:
     """User and system time of a process and of all its descendants that it has reaped or that live."""
     total = 0.0
     for stat in Path("/proc").glob("[0-9]*/stat"):
@@ -57,7 +49,7 @@ def _cpu_s(pid: int) -> float:
             if int(stat.parent.name) == pid:
                 total += sum(int(ticks) for ticks in fields[11:15]) / _TICKS_PER_S
             elif int(fields[1]) == pid:
-                total += _cpu_s(int(stat.parent.name))
+                total += cpu_s(int(stat.parent.name))
     return total
 
 
@@ -65,12 +57,12 @@ def run(plant: Plant, servers: dict[str, int], num_requests: int) -> Run:
     """Submit and run one job on workers that are ready; `servers` are the process ids of Postgres and Redis."""
     path = plant.write(num_requests)
     pids = {**servers, **{f"worker {n}": pid for n, pid in enumerate(plant.worker_pids())}}
-    before = {name: _cpu_s(pid) for name, pid in pids.items()}
+    before = {name: cpu_s(pid) for name, pid in pids.items()}
     own, began = time.process_time(), time.monotonic()
     job_id = plant.submit_file(path)
     wait_until(lambda: plant.job(job_id).state.is_final, "the job is over", 600)
     took_s, own_s = time.monotonic() - began, time.process_time() - own
-    spent = {name: _cpu_s(pid) - before[name] for name, pid in pids.items()}
+    spent = {name: cpu_s(pid) - before[name] for name, pid in pids.items()}
     cpu_s = {
         "submit": own_s,
         "workers": sum(spent[name] for name in spent if name not in servers),
@@ -92,31 +84,15 @@ def measure(*, quick: bool) -> list[Row]:
 
 
 def _runs(num_requests: int, num_runs: int) -> list[Run]:
-    with tempfile.TemporaryDirectory(prefix="control") as folder:
-        root = Path(folder)
-        root.chmod(0o755)
-        postgres, redis = Postgres(root / "pg"), Redis(root)
-        postgres.start()
-        redis.start()
-        home = root / "home"
-        home.mkdir()
-        plant = Plant(
-            home, **_SETTINGS, database_url=postgres.create_database("control"), broker_url=redis.url
-        )
-        try:
-            for worker in [plant.start_worker(is_ready=False) for _ in range(_NUM_WORKERS)]:
-                worker.wait_ready()
-            servers = {"postgres": postgres.pid, "redis": redis.pid}
-            run(plant, servers, num_requests // 10)  # warms up
-            runs = []
-            for _ in range(num_runs):
-                runs.append(run(plant, servers, num_requests))
-                print(f"  control plane: {runs[-1]}", flush=True)
-            return runs
-        finally:
-            plant.close()
-            redis.kill()
-            postgres.stop()
+    with installation(echo_latency_s=0) as (plant, servers):
+        for worker in [plant.start_worker(is_ready=False) for _ in range(_NUM_WORKERS)]:
+            worker.wait_ready()
+        run(plant, servers, num_requests // 10)  # warms up
+        runs = []
+        for _ in range(num_runs):
+            runs.append(run(plant, servers, num_requests))
+            print(f"  control plane: {runs[-1]}", flush=True)
+        return runs
 
 
 if __name__ == "__main__":

@@ -32,6 +32,9 @@ EXIT_UNAVAILABLE = 6
 _log = logging.getLogger("promptmill")
 _MIN_CHUNKS = 4
 _ECHO_NUM_SEQS = 64
+# One for the claims, which come one at a time, and one each for writer, heartbeat and sweeper; as many again for a
+# moment. With hundreds of workers the database counts them.
+_NUM_CONNECTIONS = 4
 
 
 def main() -> int:
@@ -100,7 +103,7 @@ class _Worker:
     def run(self) -> int:
         """0 after a stop that was asked for, EXIT_ENGINE_DIED when the engine ended first, else Celery's own."""
         settings = self._settings
-        database = open_database(settings.resolved_database_url, pool_size=16)
+        database = open_database(settings.resolved_database_url, pool_size=_NUM_CONNECTIONS)
         engine_name = settings.engine
         with database.write() as tx:
             transitions.register_worker(

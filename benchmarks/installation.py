@@ -1,0 +1,38 @@
+"""Postgres, Redis and a plant of the tests' own, for the benchmarks that run workers."""
+
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+# the servers and the installation that the tests break
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from plant import Plant
+from servers import Postgres, Redis, wait_until
+
+__all__ = ["MODEL", "Plant", "installation", "wait_until"]
+
+MODEL = "smollm2-135m-instruct"
+
+
+@contextmanager
+def installation(**settings: object) -> Iterator[tuple[Plant, dict[str, int]]]:
+    """A plant on servers of its own, for the echo engine, and the servers' process ids by their names."""
+    with tempfile.TemporaryDirectory(prefix="bench") as folder:
+        root = Path(folder)
+        root.chmod(0o755)  # Postgres runs as another user where we are root
+        postgres, redis = Postgres(root / "pg"), Redis(root)
+        postgres.start()
+        redis.start()
+        home = root / "home"
+        home.mkdir(mode=0o700)
+        urls = {"database_url": postgres.create_database("bench"), "broker_url": redis.url}
+        plant = Plant(home, **{"engine": "echo", "model": MODEL, **urls, **settings})
+        try:
+            yield plant, {"postgres": postgres.pid, "redis": redis.pid}
+        finally:
+            plant.close()
+            redis.kill()
+            postgres.stop()
