@@ -3,7 +3,7 @@
 import json
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -28,8 +28,8 @@ _NUM_SHOWN = 20
 _MAX_WARNED_FIELDS = 100
 _OTHER_FIELDS = "(others)"
 _BYTES_PER_TOKEN = 4
-# 16 MiB: of ten million ids one in thirty finds the bit of another set.
-_NUM_BITS = 2**27
+# Eight bits each: of ten million ids one in thirty finds the bit of another set.
+_LAST_PLACE = 16 * 1024 * 1024 - 1
 # Custom ids in memory: what each takes beside its characters, and all of them.
 _BYTES_PER_ID = 160
 _MAX_LATEST_BYTES = 16 * 1024 * 1024
@@ -112,25 +112,30 @@ class _CustomIds:
     """
 
     def __init__(self) -> None:
-        self._bits = bytearray(_NUM_BITS // 8)
+        self._bits = bytearray(_LAST_PLACE + 1)
         self._latest: dict[str, int] = {}
-        self._latest_bytes = 0
+        self._free_bytes = _MAX_LATEST_BYTES
         self._file: sqlite3.Connection | None = None
 
-    def first_line(self, custom_id: str, line: int) -> int:
-        """The line where it stood first: `line` itself, unless it is a duplicate."""
-        bit = hash(custom_id) & _NUM_BITS - 1
-        mask = 1 << (bit & 7)
-        bits = self._bits[bit >> 3]
-        if not bits & mask:
-            self._bits[bit >> 3] = bits | mask
-        elif first := self._find(custom_id):
-            return first
-        self._latest[custom_id] = line
-        self._latest_bytes += len(custom_id) + _BYTES_PER_ID
-        if self._latest_bytes > _MAX_LATEST_BYTES:
-            self._put_away()
-        return line
+    def find_duplicates(self, lines: Iterable[tuple[str | None, int]]) -> dict[int, int]:
+        """For each line that has the custom_id of an earlier one: the line where it stood first."""
+        duplicates = {}
+        bits, latest = self._bits, self._latest
+        for custom_id, number in lines:
+            if custom_id is None:
+                continue
+            hashed = hash(custom_id)
+            place, bit = hashed >> 3 & _LAST_PLACE, 1 << (hashed & 7)
+            if not bits[place] & bit:
+                bits[place] |= bit
+            elif first := self._find(custom_id):
+                duplicates[number] = first
+                continue
+            latest[custom_id] = number
+            self._free_bytes -= len(custom_id) + _BYTES_PER_ID
+            if self._free_bytes < 0:
+                self._put_away()
+        return duplicates
 
     def _find(self, custom_id: str) -> int | None:
         first = self._latest.get(custom_id)
@@ -155,7 +160,7 @@ class _CustomIds:
             values = [value for custom_id in part for value in (custom_id, self._latest[custom_id])]
             self._file.execute(f"INSERT INTO seen VALUES {places}", values)  # noqa: S608  places only
         self._latest.clear()
-        self._latest_bytes = 0
+        self._free_bytes = _MAX_LATEST_BYTES
 
     def close(self) -> None:
         if self._file is not None:
@@ -182,12 +187,17 @@ class LineChecker:
         """Every line that is not blank, in order, good or bad; the report is whole after the last one."""
         custom_ids = _CustomIds()
         try:
-            for index, raw in enumerate(source.lines(max_line_bytes)):
-                line = self._check_line(index, raw, max_line_bytes, custom_ids)
-                self.report.num_lines += 1
-                if line.problems:
-                    self._report(line)
-                yield line
+            for block in source.blocks(max_line_bytes):
+                first = self.report.num_lines
+                lines = self._check_block(first, block, max_line_bytes)
+                duplicates = custom_ids.find_duplicates((line.custom_id, line.number) for line in lines)
+                self.report.num_lines += len(lines)
+                for line in lines:
+                    if line.number in duplicates:
+                        _refuse_duplicate(line, duplicates[line.number])
+                    if line.problems:
+                        self._report(line)
+                    yield line
         finally:
             custom_ids.close()
             self.report.warnings = [
@@ -195,10 +205,41 @@ class LineChecker:
                 for name, (count, first) in self._unknown.items()
             ]
 
-    def _check_line(
-        self, index: int, raw: RawLine, max_line_bytes: int, custom_ids: _CustomIds
-    ) -> CheckedLine:
-        data, number = raw.data, raw.number
+    def _check_block(
+        self, first_index: int, block: Sequence[RawLine], max_line_bytes: int
+    ) -> list[CheckedLine]:
+        """All but duplicates. Most blocks are good as a whole, and found so in half the time of their lines."""
+        texts = [data or b"" for _, data in block]  # one that was too long is no JSON either
+        try:
+            bodies = [orjson.loads(text) for text in texts]
+        except orjson.JSONDecodeError:
+            return [
+                self._check_line(index, number, data, max_line_bytes)
+                for index, (number, data) in enumerate(block, first_index)
+            ]
+        numbers = [number for number, _ in block]
+        lines = enumerate(zip(numbers, texts, bodies, strict=True), first_index)
+        if not self._are_good(bodies):
+            return [self._check_body(index, number, text, body) for index, (number, text, body) in lines]
+        return [
+            CheckedLine(
+                index, number, body.get("custom_id"), text.decode(), self._estimate_tokens(text, body), ()
+            )
+            for index, (number, text, body) in lines
+        ]
+
+    def _are_good(self, bodies: Sequence[Any]) -> bool:
+        """Whether nothing is to be said about any of them, as `_check_body` would find one by one."""
+        return (
+            all(map(self._schema.is_valid, bodies))
+            and set(map(type, bodies)) == {dict}
+            and all(map(self._known.issuperset, bodies))
+            and not any(map(check_max_tokens, bodies))
+            and not any(map(check_sampling, bodies))
+            and not any(_custom_id_problem(body.get("custom_id")) for body in bodies)
+        )
+
+    def _check_line(self, index: int, number: int, data: bytes | None, max_line_bytes: int) -> CheckedLine:
         if data is None:
             message = f"the line is longer than max_line_bytes ({max_line_bytes:,})"
             return _bad(index, number, Problem("invalid_request", "", message))
@@ -206,16 +247,14 @@ class LineChecker:
             body = orjson.loads(data)
         except orjson.JSONDecodeError as error:
             return _bad(index, number, Problem("invalid_json", "", _explain_not_json(data, error)))
+        return self._check_body(index, number, data, body)
+
+    def _check_body(self, index: int, number: int, data: bytes, body: Any) -> CheckedLine:
         problems = self._problems(body, number)
         custom_id = body.get("custom_id") if isinstance(body, dict) else None
-        if custom_id is not None:
-            if reason := _custom_id_problem(custom_id):
-                problems.append(Problem("invalid_request", "custom_id", reason))
-                custom_id = None
-            elif (first_line := custom_ids.first_line(custom_id, number)) != number:
-                message = f"custom_id of line {number} stands in line {first_line} already"
-                problems.append(Problem("duplicate_custom_id", "custom_id", message))
-                custom_id = None
+        if reason := _custom_id_problem(custom_id):
+            problems.append(Problem("invalid_request", "custom_id", reason))
+            custom_id = None
         if problems:
             return CheckedLine(index, number, custom_id, None, 0, tuple(problems))
         return CheckedLine(index, number, custom_id, data.decode(), self._estimate_tokens(data, body), ())
@@ -224,8 +263,7 @@ class LineChecker:
         max_tokens = body.get("max_tokens")
         if not isinstance(max_tokens, int | float):
             max_tokens = DEFAULT_MAX_TOKENS
-        num_tokens = len(data) // _BYTES_PER_TOKEN + int(max_tokens)
-        return num_tokens if num_tokens < self._max_total_tokens else self._max_total_tokens
+        return min(len(data) // _BYTES_PER_TOKEN + int(max_tokens), self._max_total_tokens)
 
     def _problems(self, body: Any, number: int) -> list[Problem]:
         if not self._schema.is_valid(body):
@@ -277,7 +315,16 @@ def _bad(index: int, number: int, problem: Problem) -> CheckedLine:
     return CheckedLine(index, number, None, None, 0, (problem,))
 
 
+def _refuse_duplicate(line: CheckedLine, first_line: int) -> None:
+    message = f"custom_id of line {line.number} stands in line {first_line} already"
+    line.problems = (*line.problems, Problem("duplicate_custom_id", "custom_id", message))
+    line.custom_id = line.body = None
+    line.num_tokens = 0
+
+
 def _custom_id_problem(custom_id: object) -> str | None:
+    if custom_id is None:
+        return None
     if not isinstance(custom_id, str):
         return "custom_id must be a string"
     if len(custom_id) > MAX_CUSTOM_ID_CHARS:
