@@ -328,28 +328,25 @@ def isolate(database: Database, lease: Lease) -> None:
 
 def write_results(tx: Connection, records: Sequence[Record], now: float) -> None:
     """Insert results, finished `now`; the caller holds their chunks, and adds them to the sums."""
-    bulk.insert_rows(
-        tx,
-        results,
-        _RESULT_COLUMNS,
-        [
-            (
-                one.lease.job_id,
-                result.index,
-                result.status,
-                result.result,
-                result.finish_reason,
-                result.prompt_tokens,
-                result.completion_tokens,
-                result.error_code,
-                result.error_message,
-                one.lease.attempt + result.num_retries,
-                now,
-            )
-            for one in records
-            for result in one.results
-        ],
-    )
+    rows = [
+        (
+            one.lease.job_id,
+            result.index,
+            result.status,
+            result.result,
+            result.finish_reason,
+            result.prompt_tokens,
+            result.completion_tokens,
+            result.error_code,
+            result.error_message,
+            one.lease.attempt + result.num_retries,
+            now,
+        )
+        for one in records
+        for result in one.results
+    ]
+    if rows:
+        bulk.insert_rows(tx, results, _RESULT_COLUMNS, rows)
 
 
 def tally_of(batch: Sequence[NewResult]) -> Tally:

@@ -7,7 +7,6 @@ import re
 import sys
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -24,18 +23,13 @@ _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 # what a frame without data begins with, and a file that pzstd made
 _ZSTD_SKIPPABLE = re.compile(rb"[\x50-\x5f]\x2a\x4d\x18")
 _BOM = b"\xef\xbb\xbf"
-_BUFFER_BYTES = 1024 * 1024
+_BLANK = b" \t\r\n"
+_BUFFER_BYTES = 64 * 1024
 
 
-@dataclass(frozen=True)
-class RawLine:
-    """One line that is not blank, without its end. `number` counts every line of the file, from 1.
-
-    `data` is None for a line longer than allowed, whose bytes were skipped.
-    """
-
-    number: int
-    data: bytes | None
+# One line that is not blank, without its end: its number, which counts every line of the file from 1, and its bytes.
+# None for a line longer than allowed, whose bytes were skipped. A plain tuple, since there are millions.
+RawLine = tuple[int, bytes | None]
 
 
 class _Hashed(io.RawIOBase):
@@ -102,27 +96,17 @@ class InputFile:
         except OSError as error:
             raise InputError(f"cannot read {path}: {error.strerror}") from error
 
-    def lines(self, max_line_bytes: int) -> Iterator[RawLine]:
+    def blocks(self, max_line_bytes: int) -> Iterator[list[RawLine]]:
+        """Every line that is not blank, as many at once as were read at once: some hundreds, unless they are long."""
         number = 0
         try:
-            stream = self._decompressed()
-            while True:
-                data = stream.readline(max_line_bytes + 1)
-                if not data:
-                    return
-                number += 1
-                if number == 1 and data.startswith(_BOM):
-                    data = data.removeprefix(_BOM)
-                    if not data.endswith(b"\n"):
-                        # else a line that is too long would look like one that ends here
-                        data += stream.readline(len(_BOM))
-                if len(data) > max_line_bytes and not data.endswith(b"\n"):
-                    self._skip_line(stream, max_line_bytes)
-                    yield RawLine(number, None)
-                    continue
-                data = data.strip(b" \t\r\n")
-                if data:
-                    yield RawLine(number, data)
+            for lines in self._whole_lines(max_line_bytes):
+                first, number = number + 1, number + len(lines)
+                yield [
+                    (at, data and data.strip(_BLANK))
+                    for at, data in enumerate(lines, first)
+                    if data is None or data.strip(_BLANK)
+                ]
         except (EOFError, gzip.BadGzipFile, zlib.error, zstd.ZstdError) as error:
             raise InputError(
                 f"{self.name}: the compressed data is damaged or cut off after line {number}; make the file again"
@@ -130,18 +114,39 @@ class InputFile:
         except OSError as error:
             raise InputError(f"{self.name}: cannot read on after line {number}: {error.strerror}") from error
 
-    def _decompressed(self) -> IO[bytes]:
+    def _whole_lines(self, max_line_bytes: int) -> Iterator[list[bytes | None]]:
+        """All lines without their ends, those at once that end in one block; None for one that is too long."""
+        pieces: list[bytes] = []  # of the line whose end is still to come
+        num_bytes = 0
+        for block in self._blocks():
+            first, *lines = block.split(b"\n")
+            num_bytes += len(first)
+            pieces.append(first)
+            if num_bytes > max_line_bytes:
+                pieces.clear()  # and count on
+            if not lines:
+                continue
+            whole = [b"".join(pieces) if num_bytes <= max_line_bytes else None, *lines[:-1]]
+            if len(block) > max_line_bytes:
+                whole = [line if line is None or len(line) <= max_line_bytes else None for line in whole]
+            pieces, num_bytes = lines[-1:], len(lines[-1])
+            yield whole
+        if num_bytes:
+            yield [b"".join(pieces) if num_bytes <= max_line_bytes else None]
+
+    def _blocks(self) -> Iterator[bytes]:
+        stream = self._decompressed()
+        yield stream.read(len(_BOM)).removeprefix(_BOM)
+        while block := stream.read1(_BUFFER_BYTES):
+            yield block
+
+    def _decompressed(self) -> "io.BufferedReader[Any]":
         magic = self._buffered.peek(4)[:4]
         if magic.startswith(_GZIP_MAGIC):
             return io.BufferedReader(_Inflated(gzip.GzipFile(fileobj=self._buffered)), _BUFFER_BYTES)
         if magic == _ZSTD_MAGIC or _ZSTD_SKIPPABLE.fullmatch(magic):
             return io.BufferedReader(_Inflated(zstd.ZstdFile(self._buffered)), _BUFFER_BYTES)
         return self._buffered
-
-    @staticmethod
-    def _skip_line(stream: IO[bytes], step_bytes: int) -> None:
-        while (data := stream.readline(step_bytes)) and not data.endswith(b"\n"):
-            pass
 
     @property
     def num_bytes_read(self) -> int:

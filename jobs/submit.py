@@ -2,6 +2,7 @@
 
 import contextlib
 import secrets
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -20,7 +21,7 @@ from jobs.settings import Settings
 from jobs.validation import CheckedLine, LineChecker, Report, open_errors_file
 
 # What is written at once: lines may be long, so their number alone would not bound memory.
-_BATCH_REQUESTS = 2_000
+_BATCH_REQUESTS = 8_192
 _BATCH_CHARS = 16 * 1024 * 1024
 # Without i, l, o and u: an id is read aloud and typed.
 _ID_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
@@ -121,10 +122,8 @@ class _Staging:
         self._card = card
         self._options = options
         self._job_id = new_job_id()
-        self._requests: list[NewRequest] = []
-        self._chunks: list[NewChunk] = []
         self._chunk = _OpenChunk(0)
-        self._num_chars = 0
+        self._is_read = False
         self._is_refused = False
 
     def store(self, source: InputFile, checker: LineChecker, key: str | None) -> tuple[str, bool]:
@@ -144,22 +143,14 @@ class _Staging:
             ),
         )
         try:
-            for line in checker.check(source, self._settings.max_line_bytes):
-                self._take(line)
-            report = checker.report
-            if report.num_lines == 0:
-                raise InputError(f"{source.name} has no requests: give one JSON object a line")
-            if self._is_refused:
-                raise InputRefusedError(source.name, report)
-            self._close_chunk()
-            self._flush()
+            self._store_lines(source, checker)
             if self._options.once:
                 key = _once_key(source.sha256, self._card)
             created = submits.commit(
                 self._database,
                 self._job_id,
-                num_requests=report.num_lines,
-                num_failed=report.num_invalid,
+                num_requests=checker.report.num_lines,
+                num_failed=checker.report.num_invalid,
                 input_sha256=source.sha256,
                 idempotency_key=key,
             )
@@ -178,36 +169,43 @@ class _Staging:
             raise InputError("another submit with the same key came first and was undone; submit again")
         return first.id, False
 
-    def _take(self, line: CheckedLine) -> None:
-        if line.problems and self._options.on_invalid is OnInvalid.REJECT:
-            # the rest is only checked, so that every bad line is reported
-            self._is_refused = True
+    def _store_lines(self, source: InputFile, checker: LineChecker) -> None:
+        lines = checker.check(source, self._settings.max_line_bytes)
+        while not self._is_read and not self._is_refused:
+            new_chunks: list[NewChunk] = []
+            submits.add(self._database, self._job_id, self._next_requests(lines, new_chunks), new_chunks)
+        for _ in lines:
+            pass  # only checked, so that every bad line is reported
+        if checker.report.num_lines == 0:
+            raise InputError(f"{source.name} has no requests: give one JSON object a line")
         if self._is_refused:
-            return
-        settings = self._settings
-        if self._chunk.is_full(line.num_tokens, settings.chunk_num_requests, settings.chunk_max_tokens):
-            self._close_chunk()
-            if len(self._requests) >= _BATCH_REQUESTS or self._num_chars >= _BATCH_CHARS:
-                self._flush()
-        self._chunk.add(line)
-        self._requests.append(_new_request(line))
-        self._num_chars += len(line.body or "")
+            raise InputRefusedError(source.name, checker.report)
 
-    def _close_chunk(self) -> None:
-        if self._chunk.num_requests:
-            self._chunks.append(
-                NewChunk(
-                    self._chunk.first_index,
-                    self._chunk.num_requests,
-                    self._chunk.num_failed,
-                )
-            )
-        self._chunk = _OpenChunk(self._chunk.first_index + self._chunk.num_requests)
+    def _next_requests(
+        self, lines: Iterator[CheckedLine], new_chunks: list[NewChunk]
+    ) -> Iterator[NewRequest]:
+        """The next lines to be written at once; the chunks that they complete are added to `new_chunks`."""
+        max_requests, max_tokens = self._settings.chunk_num_requests, self._settings.chunk_max_tokens
+        num_chars = 0
+        for num_requests, line in enumerate(lines, 1):
+            if line.problems and self._options.on_invalid is OnInvalid.REJECT:
+                self._is_refused = True
+                return
+            if self._chunk.is_full(line.num_tokens, max_requests, max_tokens):
+                self._close_chunk(new_chunks)
+            self._chunk.add(line)
+            yield _new_request(line)
+            num_chars += len(line.body or "")
+            if num_requests >= _BATCH_REQUESTS or num_chars >= _BATCH_CHARS:
+                return
+        self._close_chunk(new_chunks)
+        self._is_read = True
 
-    def _flush(self) -> None:
-        if self._requests:
-            submits.add(self._database, self._job_id, self._requests, self._chunks)
-            self._requests, self._chunks, self._num_chars = [], [], 0
+    def _close_chunk(self, new_chunks: list[NewChunk]) -> None:
+        chunk = self._chunk
+        if chunk.num_requests:
+            new_chunks.append(NewChunk(chunk.first_index, chunk.num_requests, chunk.num_failed))
+        self._chunk = _OpenChunk(chunk.first_index + chunk.num_requests)
 
     def _is_stored(self) -> bool:
         """Whether the job is there all the same: a commit may go through and only its answer be lost."""

@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 import tracemalloc
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ SKIPPABLE = b"\x50\x2a\x4d\x18\x04\x00\x00\x00skip"
 
 def read(path: str | Path, limit: int = LIMIT) -> list[tuple[int, bytes | None]]:
     with InputFile(str(path)) as source:
-        return [(line.number, line.data) for line in source.lines(limit)]
+        return list(chain.from_iterable(source.blocks(limit)))
 
 
 def put(folder: Path, content: bytes, name: str = "in.jsonl") -> Path:
@@ -78,7 +79,7 @@ def test_stdin_is_left_open_and_has_no_size(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(sys, "stdin", stdin)
     with InputFile("-") as source:
         assert (source.name, source.size_bytes) == ("stdin", None)
-        list(source.lines(LIMIT))
+        list(source.blocks(LIMIT))
     assert not stdin.buffer.closed
 
 
@@ -101,7 +102,7 @@ def test_a_file_knows_its_size_and_how_much_of_it_is_read(tmp_path: Path) -> Non
     content = gzip.compress(MANY)
     with InputFile(str(put(tmp_path, content))) as source:
         assert (source.size_bytes, source.num_bytes_read) == (len(content), 0)
-        list(source.lines(LIMIT))
+        list(source.blocks(LIMIT))
         assert source.num_bytes_read == len(content)
 
 
@@ -109,7 +110,7 @@ def test_a_file_knows_its_size_and_how_much_of_it_is_read(tmp_path: Path) -> Non
 def test_the_sha256_is_that_of_the_file_s_own_bytes(tmp_path: Path, how: str) -> None:
     path = put(tmp_path, ENCODED[how])
     with InputFile(str(path)) as source:
-        list(source.lines(LIMIT))
+        list(source.blocks(LIMIT))
         assert source.sha256 == hashlib.sha256(ENCODED[how]).hexdigest() == hash_file(str(path))
 
 
@@ -178,7 +179,7 @@ def test_a_line_without_end_does_not_fill_the_memory(tmp_path: Path, compress: A
     tracemalloc.start()
     try:
         with InputFile(str(path)) as source:
-            lines = [line.data is None for line in source.lines(1024 * 1024)]
+            lines = [data is None for block in source.blocks(1024 * 1024) for _, data in block]
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -220,7 +221,7 @@ def test_the_lines_before_the_damage_are_read(tmp_path: Path, compress: Any) -> 
     path = put(tmp_path, compressed[: len(compressed) * 3 // 4])
     numbers: list[int] = []
     with pytest.raises(InputError) as caught, InputFile(str(path)) as source:
-        numbers.extend(line.number for line in source.lines(LIMIT))
+        numbers.extend(number for block in source.blocks(LIMIT) for number, _ in block)
     assert numbers == list(range(1, len(numbers) + 1))
     assert len(numbers) > 1_000
     assert f"after line {len(numbers)};" in str(caught.value)
