@@ -17,8 +17,8 @@ from db.states import ChunkState, JobState, ResultStatus
 from db.tables import chunks, now_s, requests, results
 from db.transitions import NewJob
 
-# A submit that adds nothing for so long (a pipe that stalls) is taken for dead.
-SUBMIT_LEASE_S = 600.0
+# A submit that is not heard of for so long is taken for dead; while it lives, it renews this a few times over.
+SUBMIT_LEASE_S = 60.0
 
 
 @dataclass(slots=True)  # there are millions: a frozen one takes four times as long to make
@@ -44,6 +44,12 @@ class NewChunk:
 def begin(database: Database, job: NewJob) -> None:
     with database.write() as tx:
         transitions.stage_job(tx, job, SUBMIT_LEASE_S)
+
+
+def renew(database: Database, job_id: str) -> None:
+    """Keep the submit from being taken for dead while it has nothing to add; LeaseLostError when it was."""
+    with database.write() as tx:
+        transitions.renew_submit(tx, job_id, SUBMIT_LEASE_S)
 
 
 def add(

@@ -2,6 +2,7 @@
 
 import contextlib
 import secrets
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -10,7 +11,7 @@ from typing import Any
 
 from db import queries, recovery, submits
 from db.database import Database
-from db.errors import DatabaseUnavailableError, InputError, NotFoundError
+from db.errors import DatabaseUnavailableError, InputError, NotFoundError, PromptmillError
 from db.queries import Job
 from db.submits import NewChunk, NewRequest
 from db.transitions import NewJob
@@ -113,6 +114,28 @@ def _once_key(sha256: str, card: Card) -> str:
     return f"once:{sha256}:{card.sha256}"
 
 
+@contextlib.contextmanager
+def _kept_alive(database: Database, job_id: str) -> Iterator[None]:
+    """Renew the submit's lease meanwhile, from a thread: a pipe may stall for hours, and is not dead."""
+    is_over = threading.Event()
+
+    def renew() -> None:
+        while not is_over.wait(submits.SUBMIT_LEASE_S / 4):
+            # whatever is wrong, the submit itself meets it too, and says so
+            with contextlib.suppress(PromptmillError):
+                submits.renew(database, job_id)
+
+    thread = threading.Thread(target=renew, name="submit lease", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join(
+            1
+        )  # no longer, should the database hang: a renewal that comes late finds nothing to renew
+
+
 class _Staging:
     """One job on its way from the file to the database."""
 
@@ -128,6 +151,10 @@ class _Staging:
 
     def store(self, source: InputFile, checker: LineChecker, key: str | None) -> tuple[str, bool]:
         """The id of the job that answers, and whether it is this one."""
+        with _kept_alive(self._database, self._job_id):
+            return self._store(source, checker, key)
+
+    def _store(self, source: InputFile, checker: LineChecker, key: str | None) -> tuple[str, bool]:
         name = Path(source.name).name
         submits.begin(
             self._database,

@@ -12,7 +12,7 @@ from plant import FAST, MakePlant, Plant
 from servers import wait_until
 from sqlalchemy import func, select, update
 
-from db import queries, recovery
+from db import queries, recovery, submits
 from db.database import Database
 from db.states import JobState
 from db.tables import chunks, jobs, now_s, requests
@@ -89,6 +89,32 @@ def test_a_submit_over_the_limit_stores_nothing(small: MakePlant) -> None:
     job_id = plant.submit(20)
     plant.start_worker()
     plant.wait_sound(job_id)
+
+
+def test_a_submit_that_filled_the_disk_is_cleared_away_once_there_is_room(
+    on_disk: MakePlant, disk: Path
+) -> None:
+    """What it staged fills the disk, so that not even its deletion can be written: a worker does that later."""
+    plant = on_disk()
+    (disk / "ballast").write_bytes(b"x" * 2 * 1024 * 1024)
+    worker = plant.start_worker()
+    lines = "".join(f'{{"prompt": "{number}"}}\n' for number in range(200_000))
+    done = plant.cli.run("submit", "-", stdin=lines)
+    assert done.returncode == 6, done.stderr
+    assert "no space is left" in done.stderr
+    assert "Traceback" not in done.stderr
+    num_jobs, num_requests, _ = _num_rows(plant.database)
+    assert num_jobs == 1, "it could be deleted at once: the disk is not full"
+    assert num_requests > 0
+    (disk / "ballast").unlink()
+    wait_until(
+        lambda: _num_rows(plant.database) == [0, 0, 0],
+        "the staged rows are gone",
+        submits.SUBMIT_LEASE_S + 20,
+    )
+    plant.wait_sound(plant.submit(100))
+    assert worker.supervisor.poll() is None
+    assert "Traceback" not in worker.log
 
 
 def test_a_worker_waits_for_space_and_loses_nothing(on_disk: MakePlant, disk: Path) -> None:
