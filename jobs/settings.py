@@ -93,7 +93,7 @@ class Settings(BaseSettings):
         None,
         ge=1,
         le=256,
-        description="Chunks that one worker has in flight; empty: enough for twice the engine's batch.",
+        description="The most chunks that one worker has in flight; empty: enough for 20 of the engine's batches.",
     )
     max_attempts: int = Field(
         2, ge=1, description="Times a chunk may lose its worker before it is split, and its parts run alone."

@@ -17,6 +17,7 @@ from db.errors import EngineError, PromptmillError, UnavailableError
 from db.upgrade import open_database
 from jobs.cards import Card, find_card
 from jobs.settings import Settings, load_settings
+from workers.appetite import NUM_BATCHES_IN_FLIGHT
 from workers.celery_app import create_app, run_worker
 from workers.engine import Engine
 from workers.feed import Feed
@@ -30,7 +31,7 @@ EXIT_ENGINE_DIED = 70
 EXIT_UNAVAILABLE = 6
 
 _log = logging.getLogger("promptmill")
-_MIN_CHUNKS = 4
+_MIN_CHUNKS, _MAX_CHUNKS = 4, 256
 _ECHO_NUM_SEQS = 64
 
 
@@ -44,6 +45,8 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for chatty in ("alembic", "kombu", "celery", "amqp"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    # Celery sets the root's level to its own
+    _log.setLevel(logging.INFO)
     _die_with_supervisor(arguments.watch_fd)
     try:
         settings = load_settings()
@@ -69,6 +72,12 @@ def _create_engine(settings: Settings, card: Card) -> Engine:
     from workers.vllm_engine import VllmEngine
 
     return VllmEngine(settings, card)
+
+
+def _num_slots(num_seqs: int, chunk_num_requests: int) -> int:
+    """As many chunks as may be in flight: the feed says when there is room for another."""
+    enough = math.ceil(NUM_BATCHES_IN_FLIGHT * num_seqs / chunk_num_requests)
+    return min(max(_MIN_CHUNKS, enough), _MAX_CHUNKS)
 
 
 def _die_with_supervisor(watch_fd: int) -> None:
@@ -129,6 +138,7 @@ class _Worker:
             if code == 0 and not self._engine_died:
                 self._say(database, transitions.stop_worker)
             feed.stop()
+            _log.info("the engine: %s", feed.counters)
             database.close()
         return EXIT_ENGINE_DIED if self._engine_died else code
 
@@ -140,9 +150,7 @@ class _Worker:
         while (engine := feed.wait_ready(0.2)) is None:
             if self._is_stop_asked:
                 raise _StoppedError
-        num_slots = settings.worker_num_chunks or max(
-            _MIN_CHUNKS, math.ceil(2 * engine.num_seqs / settings.chunk_num_requests)
-        )
+        num_slots = settings.worker_num_chunks or _num_slots(engine.num_seqs, settings.chunk_num_requests)
         runner = Runner(
             database,
             settings,
@@ -156,7 +164,7 @@ class _Worker:
         heartbeat.runner = runner
         self._say(database, transitions.ready_worker)
         _log.info(
-            "ready: %s with %s, loaded in %.1f s; %d chunks in flight, %d requests at once",
+            "ready: %s with %s, loaded in %.1f s; up to %d chunks in flight, %d requests at once",
             self._card.name,
             engine.label,
             time.monotonic() - started_at,

@@ -22,7 +22,8 @@ from jobs.generation import parse_generation
 from jobs.schema import Problem, RequestSchema
 from jobs.settings import Settings
 from workers.engine import Engine, EngineRequest, Failure
-from workers.feed import Feed, Outcome
+from workers.feed import Feed
+from workers.waiting import Outcome
 
 _Value = TypeVar("_Value")
 
@@ -31,6 +32,8 @@ _log = logging.getLogger(__name__)
 _FIRST_BACKOFF_S = 0.1
 _MAX_BACKOFF_S = 5.0
 _SUSPECT_POLL_S = 0.1
+# How often a thread that waits to claim looks whether the worker drains.
+_HUNGER_POLL_S = 0.1
 # How often a request goes back to the engine after a failure that may pass.
 _MAX_RETRIES = 2
 # How long a stopping worker tries to write to a database that is away.
@@ -161,11 +164,14 @@ class Runner:
     def _claim(self) -> Lease | None:
         """The next chunk; None when there is none, or when the worker drains.
 
-        One claim at a time, and none while a suspect chunk waits or runs: it runs alone.
+        One claim at a time, when the feed has room for it, and none while a suspect chunk waits or runs: it runs
+        alone.
         """
         with self._claiming:
             while self._has_suspect and not self.is_draining:
                 self._claiming.wait(_SUSPECT_POLL_S)
+            while not self.is_draining and not self._feed.wait_hungry(_HUNGER_POLL_S):
+                pass
             if self.is_draining:
                 return None
             try:
@@ -181,6 +187,8 @@ class Runner:
             except DatabaseUnavailableError:
                 return None  # the worker drains, and will not wait for it
             self._has_suspect = lease is not None and lease.is_suspect
+            if lease is not None:
+                self._feed.expect(lease.lease_id, lease.num_requests)
         return lease
 
     def _run(self, lease: Lease) -> None:
@@ -206,6 +214,7 @@ class Runner:
             trace = "".join(traceback.format_tb(error.__traceback__))
             _log.error("chunk %d: %s\n%s", lease.chunk_id, type(error).__name__, trace)
         finally:
+            self._feed.arrived(lease.lease_id)
             with self._lock:
                 del self._runs[lease.lease_id]
             if lease.is_suspect:
@@ -230,6 +239,7 @@ class Runner:
         results, rendered = self._render(card, pending)
         unfinished = {request.key: _Flight(index, request) for index, request in rendered}
         self._feed.submit([request for _, request in rendered], run.outcomes.put)
+        self._feed.arrived(run.lease.lease_id)
         flush_at = time.monotonic() + self._settings.flush_s
         try:
             while unfinished and run.stop_reason is None:
