@@ -13,22 +13,18 @@ from collections.abc import Callable
 
 from db import transitions
 from db.database import Database
-from db.errors import EngineError, PromptmillError, UnavailableError
+from db.errors import CardError, EngineError, PromptmillError, SettingsError, UnavailableError
 from db.upgrade import open_database
 from jobs.cards import Card, find_card
 from jobs.settings import Settings, load_settings
 from workers.appetite import NUM_BATCHES_IN_FLIGHT
 from workers.celery_app import create_app, run_worker
 from workers.engine import Engine
+from workers.exits import EXIT_ENGINE_DIED, EXIT_REFUSED, EXIT_UNAVAILABLE
 from workers.feed import Feed
 from workers.housekeeping import Heartbeat, Sweeper
 from workers.runner import Runner
 from workers.tickets import TicketOffice
-
-# EX_SOFTWARE of BSD's sysexits.h: the worker is to be started again
-EXIT_ENGINE_DIED = 70
-# the command line's own code for a service that is away
-EXIT_UNAVAILABLE = 6
 
 _log = logging.getLogger("promptmill")
 _MIN_CHUNKS, _MAX_CHUNKS = 4, 256
@@ -58,6 +54,9 @@ def main() -> int:
     except UnavailableError as error:
         _log.critical("%s", error)
         return EXIT_UNAVAILABLE
+    except (SettingsError, CardError) as error:
+        _log.critical("%s", error)
+        return EXIT_REFUSED
     except PromptmillError as error:
         _log.critical("%s", error)
         return 1
