@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmarks.row import Row
 
-_SUBJECTS = ("generation", "control_plane")
+_SUBJECTS = ("generation", "prefixes", "start", "gpu", "control_plane")
 
 
 def _line(row: Row) -> str:

@@ -27,23 +27,25 @@ _UNIT = "completion tokens/s"
 
 
 def measure(*, quick: bool) -> list[Row]:
-    sizes, num_pairs = ([64], 1) if quick else ([256, 512], 3)
+    sizes, num_pairs = ([128], 1) if quick else ([256, 512], 3)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with raw_llm() as raw, worker(folder) as ours:
             for size in sizes:
-                rows += _compare(folder, ours, raw, size, num_pairs)
+                rows += _compare(folder, ours, raw, size, num_pairs, by_chunk=not quick)
         if not quick:
             rows += _run_batch(folder, sizes[0], rows[0])
     return rows
 
 
-def _compare(folder: Path, ours: Ours, raw: RawLlm, num_requests: int, num_pairs: int) -> list[Row]:
+def _compare(
+    folder: Path, ours: Ours, raw: RawLlm, num_requests: int, num_pairs: int, *, by_chunk: bool
+) -> list[Row]:
     values: list[float] = []
     raws: list[float] = []
-    by_chunk: list[float] = []
-    warm_up = write_requests(folder / "warm-up.jsonl", _CHUNK_SIZE, seed=0)
+    chunked: list[float] = []
+    warm_up = write_requests(folder / "warm-up.jsonl", 16, seed=0)
     ours.tokens_per_s(warm_up)
     raw.tokens_per_s(warm_up)
     for number in range(num_pairs):
@@ -53,12 +55,13 @@ def _compare(folder: Path, ours: Ours, raw: RawLlm, num_requests: int, num_pairs
         values.append(ours.tokens_per_s(path))
         if not number % 2:
             raws.append(raw.tokens_per_s(path))
-        by_chunk.append(raw.tokens_per_s(path, chunk_size=_CHUNK_SIZE))
+        if by_chunk:
+            chunked.append(raw.tokens_per_s(path, chunk_size=_CHUNK_SIZE))
     subject = f"generation, {num_requests} requests, vs"
-    return [
-        Row(f"{subject} LLM.chat", _UNIT, values, raws, reach=1.0),
-        Row(f"{subject} LLM.chat by chunks of {_CHUNK_SIZE}", _UNIT, values, by_chunk),
-    ]
+    rows = [Row(f"{subject} LLM.chat", _UNIT, values, raws, reach=1.0)]
+    if chunked:
+        rows.append(Row(f"{subject} LLM.chat by chunks of {_CHUNK_SIZE}", _UNIT, values, chunked))
+    return rows
 
 
 def write_requests(path: Path, num_requests: int, seed: int) -> Path:
@@ -115,8 +118,7 @@ def _run_batch_command(source: Path, target: Path) -> float:
         "-o",
         str(target),
     ]
-    environment = {**raw_environment(), "VLLM_LOGGING_LEVEL": "INFO"}
-    del environment["VLLM_ENABLE_V1_MULTIPROCESSING"]
+    environment = {**raw_environment(is_in_process=False), "VLLM_LOGGING_LEVEL": "INFO"}
     process = subprocess.Popen(
         [*command, f"--model={weights()}", "--enforce-eager", *options],
         stdout=subprocess.PIPE,

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +30,22 @@ ENGINE_ARGS: Mapping[str, Any] = {
     "enforce_eager": True,
     "kv_cache_memory_bytes": 2 * _GIB,
 }
-_ENVIRONMENT = {
-    "VLLM_LOGGING_LEVEL": "ERROR",
-    "VLLM_NO_USAGE_STATS": "1",
-    "HF_HUB_OFFLINE": "1",
-    # as a worker has it on a CPU: on two cores half again as fast as an engine in its own process
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-}
+_ENVIRONMENT = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
+# as a worker has it on a CPU: on two cores half again as fast as an engine in its own process
+_IN_PROCESS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+
+
+@dataclass(frozen=True)
+class Side:
+    """What both sides load; `weights` is a folder, the small model's where there is none."""
+
+    model: str = MODEL
+    weights: str = ""
+    engine_args: Mapping[str, Any] = field(default_factory=lambda: ENGINE_ARGS)
+    is_gpu: bool = False
+
+
+_SMALL = Side()
 
 
 def weights() -> str:
@@ -45,8 +54,8 @@ def weights() -> str:
     return find_card(home, MODEL).weights(home)
 
 
-def raw_environment() -> dict[str, str]:
-    return {**os.environ, **_ENVIRONMENT}
+def raw_environment(*, is_in_process: bool) -> dict[str, str]:
+    return {**os.environ, **_ENVIRONMENT, **(_IN_PROCESS if is_in_process else {})}
 
 
 class RawLlm:
@@ -77,16 +86,16 @@ class RawLlm:
 
 
 @contextmanager
-def raw_llm(engine_args: Mapping[str, Any] = ENGINE_ARGS) -> Iterator[RawLlm]:
-    """vLLM with these arguments, loaded; `model` is the small one unless they name another."""
-    arguments = {"model": weights(), **engine_args}
+def raw_llm(side: Side = _SMALL) -> Iterator[RawLlm]:
+    """An `LLM`, loaded."""
+    arguments = {"model": side.weights or weights(), **side.engine_args}
     process = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.raw_llm", json.dumps(arguments)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
-        env=raw_environment(),
+        env=raw_environment(is_in_process=not side.is_gpu),
     )
     try:
         yield RawLlm(process)
@@ -117,6 +126,13 @@ class Ours:
             raise RuntimeError(f"the job is {job.state}, {job.counts.failed} requests failed")
         return job.completion_tokens / (job.finished_at - started_at)
 
+    @property
+    def ready_at(self) -> float:
+        """When the worker said so."""
+        date, clock = self.log("promptmill: ready:")[0].split()[:2]
+        seconds, _, thousandths = clock.partition(",")
+        return time.mktime(time.strptime(f"{date} {seconds}", "%Y-%m-%d %H:%M:%S")) + int(thousandths) / 1000
+
     def log(self, *words: str) -> list[str]:
         """The worker's lines that hold all these words."""
         return [
@@ -124,19 +140,31 @@ class Ours:
         ]
 
 
+def submit_one(settings: Settings) -> str:
+    """A job of one request and one token; its id."""
+    path = settings.home / "one.jsonl"
+    path.write_text('{"prompt": "Say hello.", "max_tokens": 1}\n')
+    database = open_database(settings.resolved_database_url)
+    job = submit(database, settings, find_card(settings.home, MODEL), str(path), SubmitOptions()).job
+    database.close()
+    return job.id
+
+
 @contextmanager
-def worker(folder: Path, engine_args: Mapping[str, Any] = ENGINE_ARGS) -> Iterator[Ours]:
-    """A worker on a home folder of its own that borrows the small model's weights, loaded. At its end it prints what
-    it says of its feed."""
+def worker(folder: Path, side: Side = _SMALL, *, has_waiting_job: bool = False) -> Iterator[Ours]:
+    """A worker on a home folder of its own, loaded; with `has_waiting_job` a job of one token waits for it. At its
+    end it prints what it says of its feed."""
     home = folder / "home"
     (home / "weights").mkdir(parents=True)
-    (home / "weights" / MODEL).symlink_to(weights())
-    ours = Ours(load_settings(home=home, model=MODEL), folder / "worker.log")
+    (home / "weights" / side.model).symlink_to(side.weights or weights())
+    ours = Ours(load_settings(home=home, model=side.model), folder / "worker.log")
+    if has_waiting_job:
+        submit_one(ours.settings)
     environment = {
         **os.environ,
         "PROMPTMILL_HOME": str(home),
-        "PROMPTMILL_MODEL": MODEL,
-        "PROMPTMILL_ENGINE_ARGS": json.dumps(dict(engine_args)),
+        "PROMPTMILL_MODEL": side.model,
+        "PROMPTMILL_ENGINE_ARGS": json.dumps(dict(side.engine_args)),
     }
     with ours.log_path.open("wb") as log:
         process = subprocess.Popen(

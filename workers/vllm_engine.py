@@ -5,6 +5,7 @@ of its own. On a GPU vLLM's defaults stand.
 """
 
 import contextlib
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import fields
@@ -19,6 +20,8 @@ from jobs.rendering import Rendered, Renderer
 from jobs.schema import Problem
 from jobs.settings import Settings
 from workers.engine import Completion, EngineRequest, Failure
+
+_log = logging.getLogger(__name__)
 
 _CPU_NUM_SEQS = 64
 _GIB = 1024**3
@@ -59,6 +62,13 @@ class VllmEngine:
         self._num_seqs = int(config.scheduler_config.max_num_seqs)
         # what the model's own generation_config.json asks for, as LLM.chat does
         self._default_sampling: dict[str, Any] = config.model_config.get_diff_sampling_param()
+        cache = config.cache_config
+        _log.info(
+            "vLLM's KV cache: %s blocks of %s tokens; prefix caching %s",
+            f"{cache.num_gpu_blocks:,}",
+            cache.block_size,
+            "on" if cache.enable_prefix_caching else "off",
+        )
         self._renderer = Renderer(weights)
         self._pieces: dict[str, list[str]] = {}
         self._num_tokens: dict[str, int] = {}
