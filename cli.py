@@ -131,11 +131,17 @@ def _print_json(value: object) -> None:
     click.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
-def _open() -> tuple[Settings, Database]:
+def _open(engine_args: Sequence[str] = ()) -> tuple[Settings, Database]:
+    """`engine_args` go before those of the settings, name by name."""
     from db.upgrade import open_database
     from jobs.settings import load_settings
 
     settings = load_settings()
+    if engine_args:
+        from jobs.engine_args import parse_engine_args
+
+        merged = {**settings.engine_args, **parse_engine_args(engine_args)}
+        settings = settings.model_copy(update={"engine_args": merged})
     return settings, open_database(settings.resolved_database_url)
 
 
@@ -150,6 +156,13 @@ _model_option = click.option("--model", metavar="CARD", help="The model card; de
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for other programs.")
 _strict_option = click.option(
     "--strict", is_flag=True, help="Refuse fields that the card's schema does not know."
+)
+_engine_arg_option = click.option(
+    "--engine-arg",
+    "engine_args",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="An engine argument of vLLM, like max_num_seqs=128, before the card's and our own; may be given again.",
 )
 _errors_option = click.option(
     "--errors",
@@ -262,11 +275,13 @@ def _options(**values: Any) -> Any:
     help="Where the results go; - is stdout.",
 )
 @_max_failed_option
+@_engine_arg_option
 @_submit_options
 def run(
     file: str,
     output: str,
     max_failed: Callable[[int], float] | None,
+    engine_args: Sequence[str],
     model: str | None,
     **values: Any,
 ) -> None:
@@ -281,7 +296,7 @@ def run(
 
     stop_on_signals()
     check_output(output)
-    settings, database = _open()
+    settings, database = _open(engine_args)
     card = _card(settings, model)
     submitted = submit_or_resume(database, settings, card, file, _options(**values))
     job = submitted.job
@@ -577,17 +592,18 @@ def models_add(file: str, replace: bool) -> None:
 
 @main.command(epilog=_example("promptmill worker", "promptmill worker --model hermes-2-pro-mistral-7b"))
 @_model_option
+@_engine_arg_option
 @click.option("--restart-engine", is_flag=True, help="Start another worker process when this one dies.")
-def worker(model: str | None, restart_engine: bool) -> None:
+def worker(model: str | None, engine_args: Sequence[str], restart_engine: bool) -> None:
     """Run jobs of one card until SIGTERM or Ctrl-C: then give back what is unfinished and exit.
 
     Exits with 70 when the engine died, and with 6 when the database was away at its start: start it again, or let
-    --restart-engine do so.
+    --restart-engine do so. Exits with 2 when the engine refuses its arguments.
     """
     from workers.supervisor import Supervisor, stop_on_signals
 
     stop_on_signals()
-    settings, database = _open()
+    settings, database = _open(engine_args)
     supervisor = Supervisor(database, settings, _card(settings, model).name, restart=restart_engine)
     code: int | None = None
     try:

@@ -8,7 +8,16 @@ from pathlib import Path
 
 from benchmarks.row import Row
 
-_SUBJECTS = ("generation", "control_plane", "growth")
+_SUBJECTS = (
+    "generation",
+    "prefixes",
+    "start",
+    "gpu",
+    "control_plane",
+    "growth",
+    "urgency",
+    "simulation",
+)
 
 
 def _line(row: Row) -> str:

@@ -1,15 +1,17 @@
 """The settings: environment variables PROMPTMILL_*, then `promptmill.toml` in the home folder, then defaults."""
 
 import difflib
+import json
 import os
 import tomllib
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
@@ -81,7 +83,15 @@ class Settings(BaseSettings):
         ge=1,
         description="Requests that run at once (max_num_seqs); empty: 64 on a CPU, vLLM's own on a GPU.",
     )
-    cpu_kv_cache_gib: int = Field(2, ge=1, description="Room for the KV cache of an engine on the CPU.")
+    cpu_kv_cache_gib: int | None = Field(
+        None,
+        ge=1,
+        description="Room for the KV cache of an engine on the CPU; empty: a quarter of the memory, up to 16.",
+    )
+    engine_args: Annotated[dict[str, Any], NoDecode] = Field(
+        default_factory=dict,
+        description="vLLM's engine arguments, as a JSON object; they have the last word. See --engine-arg.",
+    )
 
     chunk_num_requests: int = Field(64, ge=1, le=10_000, description="The most requests in a chunk.")
     chunk_max_tokens: int = Field(
@@ -93,7 +103,7 @@ class Settings(BaseSettings):
         None,
         ge=1,
         le=256,
-        description="Chunks that one worker has in flight; empty: enough for twice the engine's batch.",
+        description="The most chunks that one worker has in flight; empty: enough for 20 of the engine's batches.",
     )
     max_attempts: int = Field(
         2, ge=1, description="Times a chunk may lose its worker before it is split, and its parts run alone."
@@ -127,6 +137,16 @@ class Settings(BaseSettings):
     @classmethod
     def _absolute(cls, home: Path) -> Path:
         return _expanded(home).absolute()
+
+    @field_validator("engine_args", mode="before")
+    @classmethod
+    def _decoded(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            raise ValueError('give a JSON object, like {"max_num_seqs": 128}') from None
 
     @field_validator("broker_url")
     @classmethod

@@ -7,12 +7,13 @@ from pathlib import Path
 
 from db import queries
 from db.database import Database
-from db.errors import DatabaseUnavailableError, EngineError
+from db.errors import DatabaseUnavailableError, EngineError, SettingsError
 from db.queries import Job
 from jobs.cards import Card
 from jobs.reader import hash_file
 from jobs.settings import Settings
 from jobs.submit import SubmitOptions, Submitted, submit
+from workers.exits import EXIT_REFUSED
 from workers.supervisor import Supervisor
 
 _POLL_S = 0.25
@@ -47,7 +48,7 @@ def run_job(
 
     The worker takes this job's chunks only, and ends with it. KeyboardInterrupt stops the worker, which gives
     back what it had in flight, and is raised again. A worker that dies is replaced; EngineError when its
-    engine cannot be loaded.
+    engine cannot be loaded, SettingsError when that refuses its arguments.
     """
     job = queries.get_job(database, job_id)
     if job.state.is_final:
@@ -67,7 +68,8 @@ def run_job(
                 # the worker waits for it too
                 on_progress(None, True)
             if code is not None and not job.state.is_final:
-                raise EngineError(_explain(code, log_path))
+                kind = SettingsError if code == EXIT_REFUSED else EngineError
+                raise kind(_explain(code, log_path))
             time.sleep(_POLL_S)
     finally:
         supervisor.stop()

@@ -13,24 +13,21 @@ from collections.abc import Callable
 
 from db import transitions
 from db.database import Database
-from db.errors import EngineError, PromptmillError, UnavailableError
+from db.errors import CardError, EngineError, PromptmillError, SettingsError, UnavailableError
 from db.upgrade import open_database
 from jobs.cards import Card, find_card
 from jobs.settings import Settings, load_settings
+from workers.appetite import NUM_BATCHES_IN_FLIGHT
 from workers.celery_app import create_app, run_worker
 from workers.engine import Engine
+from workers.exits import EXIT_ENGINE_DIED, EXIT_REFUSED, EXIT_UNAVAILABLE
 from workers.feed import Feed
 from workers.housekeeping import Heartbeat, Sweeper
 from workers.runner import Runner
 from workers.tickets import TicketOffice
 
-# EX_SOFTWARE of BSD's sysexits.h: the worker is to be started again
-EXIT_ENGINE_DIED = 70
-# the command line's own code for a service that is away
-EXIT_UNAVAILABLE = 6
-
 _log = logging.getLogger("promptmill")
-_MIN_CHUNKS = 4
+_MIN_CHUNKS, _MAX_CHUNKS = 4, 256
 _ECHO_NUM_SEQS = 64
 # One for the claims, which come one at a time, and one each for writer, heartbeat and sweeper; as many again for a
 # moment. With hundreds of workers the database counts them.
@@ -47,6 +44,8 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for chatty in ("alembic", "kombu", "celery", "amqp"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    # Celery sets the root's level to its own
+    _log.setLevel(logging.INFO)
     _die_with_supervisor(arguments.watch_fd)
     try:
         settings = load_settings()
@@ -58,6 +57,9 @@ def main() -> int:
     except UnavailableError as error:
         _log.critical("%s", error)
         return EXIT_UNAVAILABLE
+    except (SettingsError, CardError) as error:
+        _log.critical("%s", error)
+        return EXIT_REFUSED
     except PromptmillError as error:
         _log.critical("%s", error)
         return 1
@@ -72,6 +74,12 @@ def _create_engine(settings: Settings, card: Card) -> Engine:
     from workers.vllm_engine import VllmEngine
 
     return VllmEngine(settings, card)
+
+
+def _num_slots(num_seqs: int, chunk_num_requests: int) -> int:
+    """As many chunks as may be in flight: the feed says when there is room for another."""
+    enough = math.ceil(NUM_BATCHES_IN_FLIGHT * num_seqs / chunk_num_requests)
+    return min(max(_MIN_CHUNKS, enough), _MAX_CHUNKS)
 
 
 def _die_with_supervisor(watch_fd: int) -> None:
@@ -132,6 +140,7 @@ class _Worker:
             if code == 0 and not self._engine_died:
                 self._say(database, transitions.stop_worker)
             feed.stop()
+            _log.info("the engine: %s", feed.counters)
             database.close()
         return EXIT_ENGINE_DIED if self._engine_died else code
 
@@ -143,9 +152,7 @@ class _Worker:
         while (engine := feed.wait_ready(0.2)) is None:
             if self._is_stop_asked:
                 raise _StoppedError
-        num_slots = settings.worker_num_chunks or max(
-            _MIN_CHUNKS, math.ceil(2 * engine.num_seqs / settings.chunk_num_requests)
-        )
+        num_slots = settings.worker_num_chunks or _num_slots(engine.num_seqs, settings.chunk_num_requests)
         runner = Runner(
             database,
             settings,
@@ -159,7 +166,7 @@ class _Worker:
         heartbeat.runner = runner
         self._say(database, transitions.ready_worker)
         _log.info(
-            "ready: %s with %s, loaded in %.1f s; %d chunks in flight, %d requests at once",
+            "ready: %s with %s, loaded in %.1f s; up to %d chunks in flight, %d requests at once",
             self._card.name,
             engine.label,
             time.monotonic() - started_at,

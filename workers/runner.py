@@ -27,6 +27,8 @@ from workers.writer import Writer
 _log = logging.getLogger(__name__)
 
 _SUSPECT_POLL_S = 0.1
+# How often a thread that waits to claim looks whether the worker drains.
+_HUNGER_POLL_S = 0.1
 # How often a chunk that waits for the engine looks whether that is alive.
 _ENGINE_POLL_S = 1.0
 # Compiled schemas take 33 KB each.
@@ -132,11 +134,14 @@ class Runner:
     def _claim(self) -> Lease | None:
         """The next chunk; None when there is none, or when the worker drains.
 
-        One claim at a time, and none while a suspect chunk waits or runs: it runs alone.
+        One claim at a time, when the feed has room for it, and none while a suspect chunk waits or runs: it runs
+        alone.
         """
         with self._claiming:
             while self._has_suspect and not self.is_draining:
                 self._claiming.wait(_SUSPECT_POLL_S)
+            while not self.is_draining and not self._feed.wait_hungry(_HUNGER_POLL_S):
+                pass
             if self.is_draining:
                 return None
             try:
@@ -152,6 +157,8 @@ class Runner:
             except DatabaseUnavailableError:
                 return None  # the worker drains, and will not wait for it
             self._has_suspect = lease is not None and lease.is_suspect
+            if lease is not None:
+                self._feed.expect(lease.lease_id, lease.num_requests)
         return lease
 
     def _run(self, lease: Lease) -> None:
@@ -177,6 +184,7 @@ class Runner:
             trace = "".join(traceback.format_tb(error.__traceback__))
             _log.error("chunk %d: %s\n%s", lease.chunk_id, type(error).__name__, trace)
         finally:
+            self._feed.arrived(lease.lease_id)
             with self._lock:
                 del self._runs[lease.lease_id]
             if lease.is_suspect:
@@ -197,7 +205,8 @@ class Runner:
             pending = self._patiently(lambda: leases.load_requests(self._database, run.lease))
             failed, flights = self._render(self._card(run.lease.job_id), pending)
             run.begin(failed, flights)
-            self._feed.submit([flight.request for flight in flights], run.deliver)
+            self._hand_in(run, [flight.request for flight in flights])
+            self._feed.arrived(run.lease.lease_id)
             try:
                 if self._is_done(run):
                     return
@@ -224,7 +233,10 @@ class Runner:
                 run.stop(StopReason.ENGINE_DEAD)
             if run.stop_reason is not None:
                 return False
-            self._feed.submit(run.retry(self._feed.new_key), run.deliver)
+            self._hand_in(run, run.retry(self._feed.new_key))
+
+    def _hand_in(self, run: ChunkRun, requests: Sequence[EngineRequest]) -> None:
+        self._feed.submit(requests, run.deliver, priority=run.lease.priority)
 
     def _load_card(self, job_id: str) -> _JobCard:
         return _JobCard(self._patiently(lambda: queries.get_card(self._database, job_id)))

@@ -8,6 +8,7 @@ vLLM's processes outlive their parent and keep the GPU's memory.
 
 import atexit
 import contextlib
+import json
 import logging
 import os
 import secrets
@@ -23,7 +24,8 @@ from typing import IO
 from db import queries, recovery
 from db.database import Database
 from db.errors import UnavailableError
-from jobs.settings import Settings
+from jobs.settings import PREFIX, Settings
+from workers.exits import EXIT_REFUSED
 from workers.private_redis import PrivateRedis
 
 _POLL_S = 0.1
@@ -110,9 +112,17 @@ class Supervisor:
                 stderr=log,
                 start_new_session=True,
                 pass_fds=[read_end],
-                env={**os.environ, "PROMPTMILL_HOME": str(self._settings.home)},
+                env={**os.environ, **self._environment()},
             )
         os.close(read_end)
+
+    def _environment(self) -> dict[str, str]:
+        """What the worker's own settings do not have from elsewhere. Not on its command line: that, everybody on this
+        machine can read, and an engine argument may be a token."""
+        settings = {f"{PREFIX}HOME": str(self._settings.home)}
+        if self._settings.engine_args:
+            settings[f"{PREFIX}ENGINE_ARGS"] = json.dumps(self._settings.engine_args)
+        return settings
 
     def poll(self) -> int | None:
         """The worker's exit code once it is over for good, None while one runs."""
@@ -123,7 +133,7 @@ class Supervisor:
                 self._look_at = time.monotonic() + _REDIS_INTERVAL_S
             return None
         was_loaded = self._bury()
-        if code == 0 or not self._restart:
+        if code in (0, EXIT_REFUSED) or not self._restart:
             return code
         self._num_failed_loads = 0 if was_loaded else self._num_failed_loads + 1
         if self._num_failed_loads >= _MAX_FAILED_LOADS:

@@ -1,24 +1,33 @@
 """vLLM behind the engine protocol; the only file that imports it.
 
 On a CPU the engine runs in this process: on two cores that is half again as fast as vLLM's default of a process
-of its own. On a GPU vLLM's defaults stand.
+of its own. Its threads are as many as cores, by torch's own OpenMP (there, Intel's in its place was no faster).
+On a GPU vLLM's defaults stand. Whatever the user sets in vLLM's own variables stays.
 """
 
 import contextlib
+import logging
 import os
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from db.errors import EngineError
+from db.errors import EngineError, SettingsError
 from jobs.cards import Card, Limits
+from jobs.engine_args import check_engine_args
 from jobs.generation import Generation
 from jobs.rendering import Rendered, Renderer
 from jobs.schema import Problem
 from jobs.settings import Settings
 from workers.engine import Completion, EngineRequest, Failure
 
+_log = logging.getLogger(__name__)
+
 _CPU_NUM_SEQS = 64
+_GIB = 1024**3
+_MAX_KV_CACHE_GIB = 16
+_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 class VllmEngine:
@@ -26,7 +35,7 @@ class VllmEngine:
 
     def __init__(self, settings: Settings, card: Card) -> None:
         weights = card.weights(settings.home)
-        _set_environment(settings, is_local=Path(weights).is_dir())
+        _set_environment(is_local=Path(weights).is_dir())
         try:
             import vllm
             from vllm.engine.arg_utils import EngineArgs
@@ -38,17 +47,29 @@ class VllmEngine:
             ) from error
         is_cpu = current_platform.is_cpu()
         if is_cpu:
-            os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+            os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        known = {field.name: field.type for field in fields(EngineArgs)}
+        check_engine_args(card.engine_args, known, f"card {card.name}")
+        check_engine_args(settings.engine_args, known, "--engine-arg or setting engine_args")
         arguments = _engine_args(settings, card, weights, is_cpu=is_cpu)
         try:
             self._engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
         except Exception as error:
+            if (refusal := _refusal(error)) is not None:
+                raise SettingsError(f"vLLM refuses its engine arguments: {refusal}") from error
             raise EngineError(f"vLLM cannot load {weights}: {type(error).__name__}: {error}") from error
         config = self._engine.vllm_config
         self._label = f"vllm {vllm.__version__}"
         self._num_seqs = int(config.scheduler_config.max_num_seqs)
         # what the model's own generation_config.json asks for, as LLM.chat does
         self._default_sampling: dict[str, Any] = config.model_config.get_diff_sampling_param()
+        cache = config.cache_config
+        _log.info(
+            "vLLM's KV cache: %s blocks of %s tokens; prefix caching %s",
+            f"{cache.num_gpu_blocks:,}",
+            cache.block_size,
+            "on" if cache.enable_prefix_caching else "off",
+        )
         self._renderer = Renderer(weights)
         self._pieces: dict[str, list[str]] = {}
         self._num_tokens: dict[str, int] = {}
@@ -149,7 +170,7 @@ class VllmEngine:
             self._engine.engine_core.shutdown()
 
 
-def _set_environment(settings: Settings, *, is_local: bool) -> None:
+def _set_environment(*, is_local: bool) -> None:
     """What vLLM reads from the environment; whatever the user has set stays."""
     defaults = {
         "VLLM_LOGGING_LEVEL": "WARNING",
@@ -157,7 +178,6 @@ def _set_environment(settings: Settings, *, is_local: bool) -> None:
         "VLLM_NO_USAGE_STATS": "1",
         # a fork would copy our sockets and the supervisor's pipe into vLLM's processes
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
-        "VLLM_CPU_KVCACHE_SPACE": str(settings.cpu_kv_cache_gib),
     }
     if is_local:
         defaults["HF_HUB_OFFLINE"] = "1"
@@ -166,7 +186,8 @@ def _set_environment(settings: Settings, *, is_local: bool) -> None:
 
 
 def _engine_args(settings: Settings, card: Card, weights: str, *, is_cpu: bool) -> dict[str, Any]:
-    """The card's limits as vLLM names them; the card's own engine_args have the last word."""
+    """Our choice for the machine, with the card's limits as vLLM names them; over it what the card says itself, and
+    over that what the user does."""
     arguments: dict[str, Any] = {
         "model": weights,
         "max_model_len": card.limits.max_total_tokens,
@@ -179,4 +200,22 @@ def _engine_args(settings: Settings, card: Card, weights: str, *, is_cpu: bool) 
     if is_cpu:
         # compiling wants a C++ compiler, which a fresh machine does not have
         arguments["enforce_eager"] = True
-    return {**arguments, **card.engine_args}
+        arguments["kv_cache_memory_bytes"] = (settings.cpu_kv_cache_gib or _kv_cache_gib()) * _GIB
+    return {**arguments, **card.engine_args, **settings.engine_args}
+
+
+def _kv_cache_gib() -> int:
+    """A quarter of the memory that this process may have, within reason: the rest is for the weights, for what a step
+    needs, and for everybody else."""
+    size_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with contextlib.suppress(OSError, ValueError):  # a container's limit, where there is one
+        size_bytes = min(size_bytes, int(_CGROUP_LIMIT.read_text()))
+    return min(max(1, size_bytes // 4 // _GIB), _MAX_KV_CACHE_GIB)
+
+
+def _refusal(error: Exception) -> str | None:
+    """What vLLM's own check of its arguments says, without their values; None for any other error."""
+    problems = getattr(error, "errors", None)
+    if not isinstance(error, ValueError) or not callable(problems):
+        return None
+    return "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in problems())

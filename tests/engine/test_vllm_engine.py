@@ -14,8 +14,9 @@ from jobs.rendering import Rendered
 from jobs.schema import Problem
 from jobs.settings import Settings
 from workers.engine import Completion, EngineRequest, Failure
-from workers.feed import Feed, Outcome
+from workers.feed import Feed
 from workers.vllm_engine import VllmEngine
+from workers.waiting import Outcome
 
 # torch and vLLM warn of their own doings
 pytestmark = pytest.mark.filterwarnings("default")

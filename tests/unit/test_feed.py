@@ -2,7 +2,10 @@
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 
 import pytest
 from servers import wait_until
@@ -14,7 +17,9 @@ from jobs.rendering import Rendered
 from jobs.schema import Problem
 from workers.echo_engine import EchoEngine
 from workers.engine import Completion, Engine, EngineRequest, Failure
-from workers.feed import Feed, Outcome
+from workers.feed import Feed
+from workers.meter import FeedCounters
+from workers.waiting import Outcome
 
 TIMEOUT_S = 30.0
 
@@ -36,6 +41,7 @@ class ScriptedEngine:
         self.extra: list[Completion | Failure] = []
         self.is_closed = False
         self.is_gone = False
+        self.finish_at_once = 0  # or as many as it can run
         self.threads: set[int] = set()
         self._num_seqs = num_seqs
         self._is_free = is_free
@@ -83,7 +89,8 @@ class ScriptedEngine:
         if self.step_error is not None:
             raise self.step_error
         self.num_steps += 1
-        finished, self.inside = self.inside[: self._num_seqs], self.inside[self._num_seqs :]
+        number = self.finish_at_once or self._num_seqs
+        finished, self.inside = self.inside[:number], self.inside[number:]
         extra, self.extra = self.extra, []
         return [completion(key) for key in finished] + extra
 
@@ -194,23 +201,48 @@ def test_the_engine_is_called_from_one_thread_only(make_feed: MakeFeed, box: Box
     assert engine.threads != {threading.get_ident()}
 
 
-def test_the_engine_never_holds_more_than_twice_what_it_can_run(make_feed: MakeFeed, box: Box) -> None:
-    engine = ScriptedEngine(num_seqs=3, is_free=True)
+def test_the_engine_holds_half_a_batch_more_than_it_can_run(make_feed: MakeFeed, box: Box) -> None:
+    engine = ScriptedEngine(num_seqs=8, is_free=True)
     make_feed(engine).submit(requests(*range(50)), box.put)
     box.take(50)
-    assert engine.most_inside == 6
+    assert engine.most_inside == 12
+
+
+def _holds(engine: ScriptedEngine, number: int) -> bool:
+    return len(engine.inside) == number
+
+
+def _tell_when_hungry(feed: Feed, hungry: threading.Event) -> None:
+    if feed.wait_hungry(TIMEOUT_S):
+        hungry.set()
+
+
+def test_the_engine_is_filled_up_to_the_high_mark_once_less_than_the_low_mark_waits_in_it(
+    make_feed: MakeFeed, box: Box
+) -> None:
+    engine = ScriptedEngine(num_seqs=8)
+    feed = make_feed(engine)
+    feed.submit(requests(*range(40)), box.put)
+    wait_until(lambda: len(engine.inside) == 12, "the engine is full")
+    for num_finished, num_inside in ((1, 11), (1, 10), (1, 12)):  # the low mark is 2 beyond the 8 that run
+        engine.finish_at_once = num_finished
+        engine.permit()
+        box.take(num_finished)
+        wait_until(partial(_holds, engine, num_inside), f"{num_inside} are inside")
+    assert feed.counters.num_refills == 2
+    assert feed.counters.num_fed == 15
 
 
 def test_the_engine_is_filled_up_before_it_drains(make_feed: MakeFeed, box: Box) -> None:
     """A request that ends makes room for the next, whose chunk is another one."""
     engine = ScriptedEngine(num_seqs=2)
     feed = make_feed(engine)
-    feed.submit(requests(*range(4)), box.put)
-    wait_until(lambda: engine.inside == [0, 1, 2, 3], "the first chunk is inside")
+    feed.submit(requests(*range(3)), box.put)
+    wait_until(lambda: engine.inside == [0, 1, 2], "the first chunk is inside")
     feed.submit(requests(*range(10, 14)), box.put)
     engine.permit()
     assert box.keys(2) == [0, 1]
-    wait_until(lambda: engine.inside == [2, 3, 10, 11], "the second chunk follows")
+    wait_until(lambda: engine.inside == [2, 10, 11], "the second chunk follows")
 
 
 def test_requests_go_first_come_first_served(make_feed: MakeFeed, box: Box) -> None:
@@ -218,6 +250,126 @@ def test_requests_go_first_come_first_served(make_feed: MakeFeed, box: Box) -> N
     for key in range(20):
         feed.submit(requests(key), box.put)
     assert box.keys(20) == list(range(20))
+
+
+def test_a_higher_priority_goes_first(make_feed: MakeFeed, box: Box) -> None:
+    engine = ScriptedEngine(num_seqs=1)
+    feed = make_feed(engine)
+    feed.submit(requests(0, 1, 2, 3), box.put)
+    wait_until(lambda: engine.inside == [0, 1], "two are inside")
+    feed.submit(requests(10, 11), box.put, priority=5)
+    engine.permit(10)
+    assert box.keys(6) == [0, 1, 10, 11, 2, 3]
+
+
+def test_at_the_end_the_longest_go_first(make_feed: MakeFeed, box: Box) -> None:
+    engine = ScriptedEngine(num_seqs=2)
+    feed = make_feed(engine)
+    feed.submit(requests(0, 1, 2), box.put)
+    wait_until(lambda: engine.inside == [0, 1, 2], "the engine is full")
+    long = replace(request(12), max_tokens=500)
+    feed.submit([request(10), request(11), long, request(13)], box.put)
+    engine.permit(10)
+    assert box.keys(7) == [0, 1, 2, 12, 10, 11, 13]
+
+
+def test_while_more_may_come_length_does_not_count(make_feed: MakeFeed, box: Box) -> None:
+    engine = ScriptedEngine(num_seqs=2)
+    feed = make_feed(engine)
+    feed.submit(requests(0, 1, 2), box.put)
+    wait_until(lambda: engine.inside == [0, 1, 2], "the engine is full")
+    feed.expect("lease", 64)
+    feed.submit([request(10), request(11), replace(request(12), max_tokens=500)], box.put)
+    engine.permit(10)
+    assert box.keys(6) == [0, 1, 2, 10, 11, 12]
+
+
+# claims
+
+
+def test_a_feed_is_hungry_until_two_batches_wait(make_feed: MakeFeed, box: Box) -> None:
+    feed = make_feed(ScriptedEngine(num_seqs=2))
+    assert feed.wait_hungry(0)
+    feed.submit(requests(*range(3 + 3)), box.put)  # three of them go inside
+    wait_until(lambda: feed.counters.num_fed == 3, "the engine is full")
+    assert feed.wait_hungry(0)
+
+
+def test_what_is_claimed_and_on_its_way_counts_as_waiting(make_feed: MakeFeed) -> None:
+    feed = make_feed(ScriptedEngine(num_seqs=2))
+    feed.expect("lease", 8)
+    assert not feed.wait_hungry(0)
+    feed.arrived("lease")
+    assert feed.wait_hungry(0)
+    feed.arrived("lease")
+
+
+def test_between_the_marks_it_claims_after_a_pause_and_above_them_never(make_feed: MakeFeed) -> None:
+    feed = make_feed(ScriptedEngine(num_seqs=2))
+    feed.expect("first", 5)
+    assert not feed.wait_hungry(0)
+    assert feed.wait_hungry(TIMEOUT_S)
+    feed.expect("second", 3)
+    assert not feed.wait_hungry(0.5)
+
+
+def test_whoever_waits_to_claim_is_woken_when_the_engine_takes_what_waits(
+    make_feed: MakeFeed, box: Box
+) -> None:
+    engine = ScriptedEngine(num_seqs=2)
+    feed = make_feed(engine)
+    feed.submit(requests(*range(40)), box.put)
+    hungry = threading.Event()
+    threading.Thread(target=_tell_when_hungry, args=(feed, hungry), daemon=True).start()
+    assert not hungry.wait(0.05)
+    engine.permit(30)
+    assert hungry.wait(TIMEOUT_S)
+
+
+def test_an_abort_wakes_whoever_waits_to_claim(make_feed: MakeFeed, box: Box) -> None:
+    feed = make_feed(ScriptedEngine(num_seqs=2))
+    feed.submit(requests(*range(40)), box.put)
+    hungry = threading.Event()
+    threading.Thread(target=_tell_when_hungry, args=(feed, hungry), daemon=True).start()
+    feed.abort(range(40))
+    assert hungry.wait(TIMEOUT_S)
+
+
+# counters
+
+
+def test_the_counters_say_what_was_fed_and_how(make_feed: MakeFeed, box: Box) -> None:
+    feed = make_feed(ScriptedEngine(num_seqs=4, is_free=True))
+    assert feed.counters == FeedCounters()
+    feed.submit(requests(*range(14)), box.put)
+    box.take(14)
+    wait_until(lambda: feed.counters.num_steps == 4, "four steps")
+    counters = feed.counters
+    assert (counters.num_fed, counters.num_refills) == (14, 3)
+    assert 0 < counters.short_s < counters.stepping_s
+    assert counters.starved_s == 0
+    assert "14 requests fed in 3 refills; 4 steps" in str(counters)
+
+
+def test_an_engine_that_waits_for_a_claimed_chunk_starves(make_feed: MakeFeed, box: Box) -> None:
+    engine = ScriptedEngine(num_seqs=4)
+    feed = make_feed(engine)
+    feed.expect("lease", 2)
+    time.sleep(0.02)
+    feed.submit(requests(1, 2), box.put)
+    idle_s = feed.counters.idle_s
+    assert feed.counters.starved_s >= 0.02
+    assert feed.counters.starved_s <= idle_s
+    feed.arrived("lease")
+    starved_s = feed.counters.starved_s
+    engine.permit()
+    box.take(2)
+    feed.submit(requests(3), box.put)
+    engine.permit()
+    box.take(1)
+    wait_until(lambda: feed.counters.num_steps == 2, "two steps")
+    assert feed.counters.idle_s > idle_s, "nothing was there for it"
+    assert feed.counters.starved_s == pytest.approx(starved_s, abs=0.01)
 
 
 def test_an_outcome_that_nobody_waits_for_is_passed_over(make_feed: MakeFeed, box: Box) -> None:
@@ -270,7 +422,7 @@ def test_what_is_aborted_is_not_answered_and_leaves_the_engine(make_feed: MakeFe
     engine = ScriptedEngine(num_seqs=2)
     feed = make_feed(engine)
     feed.submit(requests(*range(8)), box.put)
-    wait_until(lambda: engine.inside == [0, 1, 2, 3], "the first four are inside")
+    wait_until(lambda: engine.inside == [0, 1, 2], "the first three are inside")
     feed.abort([1, 2, 6])
     engine.permit()  # the step that was going on when the abort came
     assert box.keys(1) == [0]

@@ -69,7 +69,7 @@ def test_every_sampling_parameter_is_named() -> None:
 
 
 def test_the_workers_exit_codes_are_those_of_the_code() -> None:
-    from workers.main import EXIT_ENGINE_DIED, EXIT_UNAVAILABLE
+    from workers.exits import EXIT_ENGINE_DIED, EXIT_UNAVAILABLE
 
     assert f"exits with {EXIT_ENGINE_DIED} when its engine died, and with {EXIT_UNAVAILABLE} when" in _README
     assert EXIT_UNAVAILABLE == Exit.UNAVAILABLE

@@ -245,11 +245,22 @@ def test_a_file_that_cannot_be_read_is_refused(home: Path, monkeypatch: pytest.M
         ("MAX_LINE_BYTES", "1023"),
         ("BROKER_URL", f"amqp://ada:{SECRET}@queue"),
         ("BROKER_URL", SECRET),
+        ("ENGINE_ARGS", SECRET),
+        ("ENGINE_ARGS", f'["{SECRET}"]'),
     ],
 )
 def test_a_malformed_value_is_refused_by_name_and_not_shown(name: str, value: str) -> None:
     text = refusal(**{PREFIX + name: value})
     assert f"setting {name.lower()} ({PREFIX}{name})" in text
+
+
+def test_engine_arguments_are_a_json_object_or_a_section_of_the_file(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_toml(home, '[engine_args]\nmax_num_seqs = 32\ndtype = "bfloat16"\n')
+    assert load_settings().engine_args == {"max_num_seqs": 32, "dtype": "bfloat16"}
+    monkeypatch.setenv("PROMPTMILL_ENGINE_ARGS", '{"enforce_eager": true, "quantization": null}')
+    assert load_settings().engine_args == {"enforce_eager": True, "quantization": None}
 
 
 def test_a_malformed_value_of_the_file_is_not_shown_either(home: Path) -> None:
