@@ -13,6 +13,8 @@ _SUBJECTS = (
     "prefixes",
     "start",
     "gpu",
+    "ingest",
+    "export",
     "control_plane",
     "growth",
     "urgency",

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from plant import Plant
 from servers import Postgres, Redis, wait_until
 
-__all__ = ["MODEL", "Plant", "installation", "wait_until"]
+__all__ = ["MODEL", "Plant", "Postgres", "installation", "wait_until"]
 
 MODEL = "smollm2-135m-instruct"
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, and_, func, select, union_all
+from sqlalchemy import BindParameter, Connection, Row, Select, bindparam, func, select, union_all
 
 from db.database import Database
 from db.errors import NotFoundError
@@ -24,7 +24,7 @@ from db.tables import (
 
 # Rates of a job that runs are those of the last minute.
 _RATE_WINDOW_S = 60.0
-_PAGE_REQUESTS = 2_000
+_PAGE_REQUESTS = 5_000
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Job:
         return num_left / self.requests_per_s
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # not frozen, which takes four times as long to make: there are millions
 class Outcome:
     """One request with what came of it; `result` is JSON text."""
 
@@ -236,51 +236,37 @@ def _recent(tx: Connection, job_id: str) -> tuple[float, float, float]:
     return num, tokens, now - since
 
 
-def iterate_outcomes(database: Database, job_id: str) -> Iterator[Outcome]:
-    """Every request that has an outcome by now, in input order, in bounded memory.
-
-    Each page is a transaction of its own, so that a long export holds up nobody.
-    """
-    with database.read() as tx:
-        job = tx.execute(select(jobs.c.state, jobs.c.num_requests).where(jobs.c.id == job_id)).one_or_none()
-    if job is None:
-        return
-    for first in range(0, job.num_requests, _PAGE_REQUESTS):
-        yield from _outcomes(database, job_id, first, _NEVER_RAN.get(job.state))
-
-
-def _outcomes(
-    database: Database, job_id: str, first: int, never_ran: tuple[Any, ...] | None
-) -> Iterator[Outcome]:
-    """A page; `never_ran` is what a request without a result came to, None where it may still get one."""
-    with database.read() as tx:
-        rows = tx.execute(
-            select(
-                requests.c.index,
-                requests.c.custom_id,
-                *(results.c[name] for name in _RESULT_COLUMNS),
-            )
-            .outerjoin(
-                results,
-                and_(
-                    results.c.job_id == requests.c.job_id,
-                    results.c.index == requests.c.index,
-                ),
-            )
-            .where(
-                requests.c.job_id == job_id,
-                requests.c.index >= first,
-                requests.c.index < first + _PAGE_REQUESTS,
-            )
-            .order_by(requests.c.index)
-        ).all()
-    for index, custom_id, status, *rest in rows:
-        if status is not None:
-            yield Outcome(index, custom_id, ResultStatus(status), *rest)
-        elif never_ran is not None:
-            yield Outcome(index, custom_id, *never_ran)
-
-
+# Two statements and not one join, which Postgres makes by looking up each result for itself.
+_PAGE: dict[str, BindParameter[Any]] = {
+    "job_id": bindparam("job_id"),
+    "first": bindparam("first"),
+    "end": bindparam("end"),
+}
+_PAGE_REQUESTS_OF = (
+    select(requests.c.index, requests.c.custom_id)
+    .where(
+        requests.c.job_id == _PAGE["job_id"],
+        requests.c.index >= _PAGE["first"],
+        requests.c.index < _PAGE["end"],
+    )
+    .order_by(requests.c.index)
+)
+_PAGE_RESULTS_OF = (
+    select(
+        results.c.index,
+        results.c.status,
+        results.c.result,
+        results.c.finish_reason,
+        results.c.prompt_tokens,
+        results.c.completion_tokens,
+        results.c.error_code,
+        results.c.error_message,
+    )
+    .where(
+        results.c.job_id == _PAGE["job_id"], results.c.index >= _PAGE["first"], results.c.index < _PAGE["end"]
+    )
+    .order_by(results.c.index)
+)
 # What a request without a result comes to once its job is over: status, result's columns, error.
 _NEVER_RAN = {
     state.value: (
@@ -297,15 +283,28 @@ _NEVER_RAN = {
         (JobState.EXPIRED, "passed its deadline"),
     )
 }
-_RESULT_COLUMNS = (
-    "status",
-    "result",
-    "finish_reason",
-    "prompt_tokens",
-    "completion_tokens",
-    "error_code",
-    "error_message",
-)
+
+
+def iterate_outcomes(database: Database, job_id: str) -> Iterator[Outcome]:
+    """Every request that has an outcome by now, in input order, in bounded memory.
+
+    Each page is a transaction of its own, so that a long export holds up nobody.
+    """
+    with database.read() as tx:
+        job = tx.execute(select(jobs.c.state, jobs.c.num_requests).where(jobs.c.id == job_id)).one_or_none()
+    if job is None:
+        return
+    never_ran = _NEVER_RAN.get(job.state)
+    for first in range(0, job.num_requests, _PAGE_REQUESTS):
+        page = {"job_id": job_id, "first": first, "end": first + _PAGE_REQUESTS}
+        with database.read() as tx:
+            asked = tx.execute(_PAGE_REQUESTS_OF, page).all()
+            outcome_of = {row[0]: row for row in tx.execute(_PAGE_RESULTS_OF, page).all()}
+        for index, custom_id in asked:
+            if (row := outcome_of.get(index)) is not None:
+                yield Outcome(index, custom_id, *row[1:])
+            elif never_ran is not None:
+                yield Outcome(index, custom_id, *never_ran)
 
 
 def list_finished(database: Database, older_than_s: float, limit: int) -> list[Job]:

@@ -56,9 +56,8 @@ def export(database: Database, job_id: str, path: str) -> int:
     check_output(path)
     num_lines = 0
     with _output(path) as file:
-        for outcome in queries.iterate_outcomes(database, job_id):
+        for num_lines, outcome in enumerate(queries.iterate_outcomes(database, job_id), 1):  # noqa: B007  the last one
             file.write(format_line(outcome))
-            num_lines += 1
         # deleted meanwhile, it lacks rows: invisible comes first, so whoever is visible now was whole until now
         queries.get_job(database, job_id)
     return num_lines
