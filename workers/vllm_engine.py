@@ -35,7 +35,11 @@ class VllmEngine:
 
     def __init__(self, settings: Settings, card: Card) -> None:
         weights = card.weights(settings.home)
-        _set_environment(is_local=Path(weights).is_dir())
+        is_local = Path(weights).is_dir()
+        if is_local and not (Path(weights) / "config.json").is_file():
+            # what vLLM says of that looks like a fault of its arguments
+            raise EngineError(f"vLLM cannot load {weights}: no model is there (config.json)")
+        _set_environment(is_local=is_local)
         try:
             import vllm
             from vllm.engine.arg_utils import EngineArgs
