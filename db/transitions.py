@@ -156,8 +156,8 @@ def stage_job(tx: Connection, job: NewJob, submit_lease_s: float) -> None:
 
 
 def renew_submit(tx: Connection, job_id: str, submit_lease_s: float) -> None:
-    """Keep a validating job from the sweeper. First in every transaction that adds lines, so that
-    a submit that slept past its lease adds none: then LeaseLostError."""
+    """Keep a validating job from the sweeper. In every transaction that adds lines, so that a submit that slept past
+    its lease adds none: then LeaseLostError."""
     renewed = tx.execute(
         update(jobs)
         .where(jobs.c.id == job_id, jobs.c.state == JobState.VALIDATING, _submit_lives())

