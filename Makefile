@@ -59,14 +59,17 @@ help:
 run: $(SETUP) $(RUN_NEEDS)
 	.venv/bin/promptmill run examples/requests.jsonl -o $(RESULTS)
 
+# Rings apart: the first computes, one process a core; the second mostly waits; the engine has all cores for itself.
 test: $(TESTS) $(TEST_NEEDS)
-	.venv/bin/pytest
+	.venv/bin/pytest -n 2 tests/unit tests/database
+	.venv/bin/pytest -n 4 --dist worksteal tests/integration tests/faults
+	.venv/bin/pytest tests/engine
 
 check: $(TESTS) $(TEST_NEEDS)
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
-	.venv/bin/pytest
+	@$(MAKE) --no-print-directory test
 
 bench: $(TESTS) $(TEST_NEEDS)
 	.venv/bin/python -m benchmarks

@@ -267,6 +267,7 @@ _PAGE_RESULTS_OF = (
     )
     .order_by(results.c.index)
 )
+_STATUS_OF = {status.value: status for status in ResultStatus}
 # What a request without a result comes to once its job is over: status, result's columns, error.
 _NEVER_RAN = {
     state.value: (
@@ -302,7 +303,7 @@ def iterate_outcomes(database: Database, job_id: str) -> Iterator[Outcome]:
             outcome_of = {row[0]: row for row in tx.execute(_PAGE_RESULTS_OF, page).all()}
         for index, custom_id in asked:
             if (row := outcome_of.get(index)) is not None:
-                yield Outcome(index, custom_id, *row[1:])
+                yield Outcome(index, custom_id, _STATUS_OF[row[1]], *row[2:])
             elif never_ran is not None:
                 yield Outcome(index, custom_id, *never_ran)
 
