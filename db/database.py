@@ -1,8 +1,9 @@
 """The connection to SQLite or Postgres: pragmas, transactions, and driver errors translated once."""
 
 import os
+import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,9 @@ from db.errors import DatabaseUnavailableError, SettingsError
 # The head of db/migrations: a test holds the two equal. Kept here so that a command can
 # compare it without importing alembic, which takes longer than the command itself.
 HEAD_REVISION = "0002"
-_SQLITE_BUSY_TIMEOUT_MS = 30_000
+# Our own longest transactions take a fraction of it. Shorter than a lease, so that sweepers know of the outage when
+# somebody held the lock for so long that others could not renew theirs.
+_SQLITE_BUSY_TIMEOUT_MS = 10_000
 _CONNECT_TIMEOUT_S = 5
 # A worker that is frozen or cut off inside a transaction holds rows that everybody needs, and the server would wait
 # for it for hours. No transaction of ours pauses for so long: the server ends the session, and rolls back.
@@ -168,6 +171,17 @@ class Database:
             with connection.begin():
                 yield connection
 
+    def is_locked(self) -> bool:
+        """Whether somebody holds SQLite's one write lock at this moment. Never so on Postgres, which has none."""
+        if not self.is_sqlite:
+            return False
+        try:
+            with closing(sqlite3.connect(str(self.url.database), timeout=0, isolation_level=None)) as probe:
+                probe.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError as error:
+            return error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY  # the other bits say why it is
+        return False
+
     def call(self, function: Callable[[Connection], Any]) -> Any:
         """Run `function` in a connection of its own, outside any transaction of ours (migrations)."""
         with self._translated(), self._engine.connect() as connection:
@@ -201,6 +215,10 @@ class Database:
             return self._needs_upgrade()
         if "disk is full" in reason:
             return f"no space is left for the database {self.label}; nothing of this step was stored"
+        if reason == "database is locked":
+            reason += (
+                " by another process, and has been for a while; perhaps one that was suspended while it wrote"
+            )
         return f"the database {self.label} is not available: {reason}"
 
     def _needs_upgrade(self) -> str:

@@ -33,12 +33,11 @@ RawLine = tuple[int, bytes | None]
 
 
 class _Hashed(io.RawIOBase):
-    """The file's own bytes on their way through, hashed and counted."""
+    """The file's own bytes on their way through, hashed."""
 
     def __init__(self, raw: IO[bytes]) -> None:
         self._raw = raw
         self.hash = hashlib.sha256()
-        self.num_bytes = 0
 
     def readable(self) -> bool:
         return True
@@ -46,7 +45,6 @@ class _Hashed(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         data = self._raw.read(len(buffer))
         self.hash.update(data)
-        self.num_bytes += len(data)
         buffer[: len(data)] = data
         return len(data)
 
@@ -75,7 +73,6 @@ class InputFile:
 
     def __init__(self, path: str) -> None:
         self.name = "stdin" if path == "-" else path
-        self.size_bytes: int | None = None
         self._owned: IO[bytes] | None = None
         if path == "-":
             if sys.stdin is None:  # as Python has it for a process that was started without one
@@ -90,9 +87,7 @@ class InputFile:
         try:
             if path.is_dir():
                 raise InputError(f"{path} is a folder; give a file of lines")
-            opened = path.open("rb")
-            self.size_bytes = path.stat().st_size if path.is_file() else None
-            return opened
+            return path.open("rb")
         except OSError as error:
             raise InputError(f"cannot read {path}: {error.strerror}") from error
 
@@ -147,10 +142,6 @@ class InputFile:
         if magic == _ZSTD_MAGIC or _ZSTD_SKIPPABLE.fullmatch(magic):
             return io.BufferedReader(_Inflated(zstd.ZstdFile(self._buffered)), _BUFFER_BYTES)
         return self._buffered
-
-    @property
-    def num_bytes_read(self) -> int:
-        return self._hashed.num_bytes
 
     @property
     def sha256(self) -> str:

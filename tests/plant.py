@@ -5,7 +5,6 @@ import itertools
 import json
 import os
 import signal
-import sqlite3
 import subprocess
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -144,16 +143,6 @@ class Plant:
         )
         worker = WorkerProcess(self, process, log)
         return worker.wait_ready() if is_ready else worker
-
-    def can_write(self) -> bool:
-        """Whether nobody holds SQLite's write lock."""
-        probe = sqlite3.connect(str(self.database.url.database), timeout=0, isolation_level=None)
-        with contextlib.closing(probe):
-            try:
-                probe.execute("BEGIN IMMEDIATE")
-            except sqlite3.OperationalError:
-                return False
-        return True
 
     def worker_ids(self) -> list[str]:
         """Of the workers that say they are ready."""

@@ -111,10 +111,12 @@ def run_worker(
     worker_id: str,
     num_slots: int,
     is_stop_asked: Callable[[], bool],
+    on_stop: Callable[[], None],
 ) -> int:
     """Take tickets until `is_stop_asked`; then drain, and return once every slot has let go of its chunk.
 
-    Celery's exit code: 0 after a stop that was asked for, another when Celery itself gave up.
+    `on_stop` is called meanwhile, and not waited for. Celery's exit code: 0 after a stop that was asked for, another
+    when Celery itself gave up.
     """
 
     @app.task(name=TICKET_TASK)  # type: ignore[untyped-decorator]
@@ -141,14 +143,17 @@ def run_worker(
     )
     # Celery's signal handlers raise and take locks wherever the signal finds the main thread. Ours sets a flag.
     worker.install_platform_tweaks = lambda _: None
-    threading.Thread(target=_stop_when, args=(is_stop_asked, runner), name="stop", daemon=True).start()
+    threading.Thread(
+        target=_stop_when, args=(is_stop_asked, on_stop, runner), name="stop", daemon=True
+    ).start()
     worker.start()
     return int(worker.exitcode or 0)
 
 
-def _stop_when(is_stop_asked: Callable[[], bool], runner: Runner) -> None:
+def _stop_when(is_stop_asked: Callable[[], bool], on_stop: Callable[[], None], runner: Runner) -> None:
     """Once a stop is asked for: no more claims, chunks given back, and Celery's loop ends by itself."""
     while not is_stop_asked():
         time.sleep(_STOP_POLL_S)
     runner.drain()
     state.should_stop = 0
+    on_stop()

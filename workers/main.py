@@ -13,7 +13,14 @@ from collections.abc import Callable
 
 from db import transitions
 from db.database import Database
-from db.errors import CardError, EngineError, PromptmillError, SettingsError, UnavailableError
+from db.errors import (
+    CardError,
+    EngineError,
+    PromptmillError,
+    SettingsError,
+    UnavailableError,
+    WrongStateError,
+)
 from db.upgrade import open_database
 from jobs.cards import Card, find_card
 from jobs.settings import Settings, load_settings
@@ -179,7 +186,13 @@ class _Worker:
         sweeper.start()
         try:
             code = run_worker(
-                app, runner, self._card.name, self._worker_id, num_slots, lambda: self._is_stop_asked
+                app,
+                runner,
+                self._card.name,
+                self._worker_id,
+                num_slots,
+                is_stop_asked=lambda: self._is_stop_asked,
+                on_stop=lambda: self._say(database, transitions.drain_worker),
             )
         finally:
             sweeper.stop()
@@ -198,6 +211,8 @@ class _Worker:
         try:
             with database.write() as tx:
                 transition(tx, self._worker_id)
+        except WrongStateError:
+            pass  # it is further on already: a stop may be over before it is said that it began
         except PromptmillError as error:
             _log.warning("could not write this worker's state: %s", error)
 

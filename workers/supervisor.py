@@ -29,7 +29,7 @@ from workers.exits import EXIT_REFUSED
 from workers.private_redis import PrivateRedis
 
 _POLL_S = 0.1
-_REDIS_INTERVAL_S = 1.0
+_LOOK_INTERVAL_S = 1.0
 _MAX_FAILED_LOADS = 3
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -91,6 +91,7 @@ class Supervisor:
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: int | None = None
         self._look_at = 0.0
+        self._locked_since: float | None = None
         self._num_failed_loads = 0
         self.worker_id = ""
 
@@ -128,9 +129,11 @@ class Supervisor:
         """The worker's exit code once it is over for good, None while one runs."""
         code = self._worker().poll()
         if code is None:
-            if self._redis is not None and time.monotonic() >= self._look_at:
-                self._redis.ensure()
-                self._look_at = time.monotonic() + _REDIS_INTERVAL_S
+            if time.monotonic() >= self._look_at:
+                if self._redis is not None:
+                    self._redis.ensure()
+                self._end_suspended_writer()
+                self._look_at = time.monotonic() + _LOOK_INTERVAL_S
             return None
         was_loaded = self._bury()
         if code in (0, EXIT_REFUSED) or not self._restart:
@@ -141,6 +144,19 @@ class Supervisor:
         _log.warning("the worker ended with exit code %d; starting another", code)
         self.start()
         return None
+
+    def _end_suspended_writer(self) -> None:
+        """Kill the worker once it has been suspended in the middle of a write for a lease's time: SQLite has one
+        write lock, and nobody else could write until it wakes. One that holds no lock may sleep as long as it likes.
+        """
+        if not (_is_suspended(self._worker().pid) and self._database.is_locked()):
+            self._locked_since = None
+            return
+        now = time.monotonic()
+        self._locked_since = self._locked_since or now
+        if now - self._locked_since >= self._settings.lease_s:
+            _log.error("the worker is suspended, and keeps all others from writing: it is killed")
+            self._kill_session()
 
     def wait(self) -> int:
         """Wait until the worker ends for good."""
@@ -208,3 +224,12 @@ class Supervisor:
         descriptor = os.open(self._log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         with os.fdopen(descriptor, "wb") as log:
             yield log
+
+
+def _is_suspended(pid: int) -> bool:
+    """Whether a child of this process stands still, by SIGSTOP or a terminal."""
+    options = os.WSTOPPED | os.WNOHANG | os.WNOWAIT  # the last, so that whoever asks next is told so too
+    try:
+        return os.waitid(os.P_PID, pid, options) is not None
+    except ChildProcessError:
+        return False

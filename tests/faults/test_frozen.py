@@ -1,5 +1,6 @@
 """A worker that stands still for longer than its lease, or whose clock is wrong, and comes back."""
 
+import contextlib
 import os
 import signal
 import time
@@ -12,6 +13,8 @@ from plant import LEASE_S, RECOVERY_MARGIN_S, MakePlant, Plant, WorkerProcess
 from servers import wait_until
 from sqlalchemy import text
 
+# Settings under which a worker writes most of the time.
+_WRITING = {"echo_latency_s": 0.05, "flush_s": 0.05, "engine_num_seqs": 4}
 # A process that imports this takes its own clock for another.
 _SHIFTED_CLOCK = """
 import time
@@ -40,7 +43,7 @@ def test_a_zombie_writes_nothing(make_plant: MakePlant) -> None:
 
 def test_a_worker_frozen_while_it_writes_holds_up_nobody_for_long(big: MakePlant) -> None:
     """It stands still inside a transaction, with rows locked that everybody needs: Postgres ends its session."""
-    plant = big(echo_latency_s=0.05, flush_s=0.05, engine_num_seqs=4)
+    plant = big(**_WRITING)
     zombie = plant.start_worker()
     job_id = plant.submit(600)
     plant.wait_results(job_id, 1)
@@ -50,6 +53,42 @@ def test_a_worker_frozen_while_it_writes_holds_up_nobody_for_long(big: MakePlant
         finished = plant.finished(job_id)
     plant.wait_sound(plant.submit(20))
     assert plant.finished(job_id) == finished, "the zombie wrote"
+
+
+def test_a_worker_frozen_in_a_write_to_sqlite_is_waited_for(small: MakePlant) -> None:
+    """There is one write lock: the others say that they wait for it, and all go on when the worker wakes."""
+    plant = small(**_WRITING, lease_s=60)
+    zombie, other = plant.start_worker(is_ready=False), plant.start_worker()
+    zombie.wait_ready()
+    job_id = plant.submit(400)
+    plant.wait_results(job_id, 1)
+    with _frozen(plant, zombie, is_writing=True):
+        submitted = plant.cli.run("submit", str(plant.write(4)))
+        assert submitted.returncode == 6, submitted.stderr
+        assert "is locked by another process" in submitted.stderr
+        assert "Traceback" not in submitted.stderr
+        assert plant.cli.run("status", job_id).returncode == 0, "who only reads waits for nobody"
+        wait_until(lambda: "is locked by another process" in other.log, "the other worker says so too", 20)
+        assert not plant.job(job_id).state.is_final
+    plant.wait_sound(job_id)
+    assert plant.num_rerun(job_id) == 0
+    assert zombie.supervisor.poll() is other.supervisor.poll() is None
+    assert "Traceback" not in zombie.log + other.log
+
+
+def test_a_worker_that_stays_frozen_in_a_write_to_sqlite_is_killed(small: MakePlant) -> None:
+    """Its supervisor lives, sees that it locks everybody out for a lease's time, and starts another."""
+    plant = small(**_WRITING)
+    zombie, other = plant.start_worker("--restart-engine", is_ready=False), plant.start_worker()
+    zombie.wait_ready()
+    job_id = plant.submit(400)
+    plant.wait_results(job_id, 1)
+    with _frozen(plant, zombie, is_writing=True) as pid:
+        wait_until(lambda: not Path(f"/proc/{pid}").exists(), "it is killed", LEASE_S + RECOVERY_MARGIN_S)
+    assert "keeps all others from writing" in zombie.log
+    plant.wait_sound(job_id)
+    assert plant.num_workers() == 3
+    assert other.supervisor.poll() is None
 
 
 @pytest.mark.parametrize("shift_s", [3600, -3600])
@@ -73,26 +112,28 @@ def test_a_wrong_clock_neither_loses_nor_steals(big: MakePlant, tmp_path: Path, 
 
 
 @contextmanager
-def _frozen(plant: Plant, worker: WorkerProcess, *, is_writing: bool) -> Iterator[None]:
-    """Hold the worker process still, inside a write transaction or outside any."""
+def _frozen(plant: Plant, worker: WorkerProcess, *, is_writing: bool) -> Iterator[int]:
+    """Hold the worker process still, inside a write transaction or outside any; its process id."""
     deadline = time.monotonic() + 30
     while True:
         pid = worker.freeze()
-        # twice: its last word may still be on its way when it stands still
-        if all(_is_in_transaction(plant, after_s) == is_writing for after_s in (0, 0.1)):
+        # Again and again: its last word may still be on its way when it stands still, and on SQLite it may be
+        # another worker that writes at this moment.
+        if all(_is_in_transaction(plant, after_s) == is_writing for after_s in (0, *[0.1] * 7)):
             break
         os.kill(pid, signal.SIGCONT)
         assert time.monotonic() < deadline, "it was never caught"
     try:
-        yield
+        yield pid
     finally:
-        os.kill(pid, signal.SIGCONT)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
 
 
 def _is_in_transaction(plant: Plant, after_s: float) -> bool:
     time.sleep(after_s)
     if plant.database.is_sqlite:
-        return not plant.can_write()
+        return plant.database.is_locked()
     query = text(
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
         " AND state = 'idle in transaction' AND backend_xid IS NOT NULL"

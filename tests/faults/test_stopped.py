@@ -6,6 +6,7 @@ import time
 import pytest
 from plant import MakePlant, Plant
 from servers import wait_until
+from sqlalchemy import text
 
 from db import queries
 from db.states import ResultStatus
@@ -37,6 +38,27 @@ def test_a_worker_gives_its_chunks_back_uncounted(make_plant: MakePlant, number:
     plant.wait_sound(job_id)
     assert plant.num_rerun(job_id) == 0
     assert "Traceback" not in worker.log
+
+
+def test_a_worker_says_that_it_drains(small: MakePlant) -> None:
+    """The database itself writes down each state that the worker's row is in, however short."""
+    plant = small(echo_latency_s=_LONG_S, lease_s=120)
+    with plant.database.write() as tx:
+        tx.execute(text("CREATE TABLE said (state TEXT)"))
+        tx.execute(
+            text(
+                "CREATE TRIGGER say AFTER UPDATE OF state ON workers BEGIN INSERT INTO said VALUES (new.state); END"
+            )
+        )
+    worker = plant.start_worker()
+    job_id = plant.submit(40)
+    plant.wait_running(job_id)
+    worker.supervisor.terminate()
+    assert worker.supervisor.wait(_EXIT_S) == 0
+    with plant.database.read() as tx:
+        said = list(tx.execute(text("SELECT state FROM said ORDER BY rowid")).scalars())
+    assert said == ["ready", "draining", "stopped"]
+    _assert_nothing_is_held(plant, job_id)
 
 
 @pytest.mark.parametrize("gap_s", GAPS_S)

@@ -74,11 +74,11 @@ def test_stdin_is_read_like_a_file(monkeypatch: pytest.MonkeyPatch, how: str) ->
     assert read("-") == LINES
 
 
-def test_stdin_is_left_open_and_has_no_size(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stdin_is_left_open(monkeypatch: pytest.MonkeyPatch) -> None:
     stdin = Stdin(TEXT)
     monkeypatch.setattr(sys, "stdin", stdin)
     with InputFile("-") as source:
-        assert (source.name, source.size_bytes) == ("stdin", None)
+        assert source.name == "stdin"
         list(source.blocks(LIMIT))
     assert not stdin.buffer.closed
 
@@ -96,14 +96,6 @@ def test_a_pipe_is_read_like_a_file(tmp_path: Path) -> None:
     writer.start()
     assert read(pipe) == LINES
     writer.join(30)
-
-
-def test_a_file_knows_its_size_and_how_much_of_it_is_read(tmp_path: Path) -> None:
-    content = gzip.compress(MANY)
-    with InputFile(str(put(tmp_path, content))) as source:
-        assert (source.size_bytes, source.num_bytes_read) == (len(content), 0)
-        list(source.blocks(LIMIT))
-        assert source.num_bytes_read == len(content)
 
 
 @pytest.mark.parametrize("how", ENCODED)
