@@ -237,7 +237,7 @@ def test_the_files_of_sqlite_are_private(sqlite_database: Database, home: Path) 
 
 
 def test_sqlite_is_set_up_to_be_durable_and_shared(sqlite_database: Database) -> None:
-    expected = {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "busy_timeout": 30_000}
+    expected = {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "busy_timeout": 10_000}
     with sqlite_database.read() as tx:
         found = {name: tx.execute(text(f"PRAGMA {name}")).scalar_one() for name in expected}
     assert found == expected
