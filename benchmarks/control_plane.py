@@ -63,13 +63,13 @@ def run(plant: Plant, servers: dict[str, int], num_requests: int) -> Run:
     wait_until(lambda: plant.job(job_id).state.is_final, "the job is over", 600)
     took_s, own_s = time.monotonic() - began, time.process_time() - own
     spent = {name: cpu_s(pid) - before[name] for name, pid in pids.items()}
-    cpu_s = {
+    by_kind = {
         "submit": own_s,
         "workers": sum(spent[name] for name in spent if name not in servers),
         **{name: spent[name] for name in servers},
     }
     plant.wait_sound(job_id)
-    return Run(num_requests, took_s, cpu_s)
+    return Run(num_requests, took_s, by_kind)
 
 
 def measure(*, quick: bool) -> list[Row]:
