@@ -4,7 +4,6 @@ Each function is one transaction. Every write names the lease; when the lease ha
 written and the caller is told so, so a worker that was frozen or cut off can do no harm when it returns.
 """
 
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -25,7 +24,19 @@ from db import bulk, transitions
 from db.database import Database
 from db.errors import LeaseLostError, NotFoundError, WrongStateError
 from db.states import CLAIMABLE_STATES, JobState, ResultStatus, WorkerState
-from db.tables import IS_CLAIMABLE, IS_QUEUED, IS_RUNNING, chunks, jobs, now_s, requests, results, workers
+from db.tables import (
+    HAS_QUEUED_CHUNK,
+    HAS_RUNNING_CHUNK,
+    IS_CLAIMABLE,
+    IS_QUEUED,
+    IS_RUNNING,
+    chunks,
+    jobs,
+    now_s,
+    requests,
+    results,
+    workers,
+)
 from db.transitions import Lease, Tally
 
 _CANDIDATE_JOBS = 5
@@ -127,17 +138,13 @@ def _candidates(*, of_one_job: bool) -> Select[tuple[str, str, int]]:
     """The best few jobs of `card_name` (and of these `job_id` alone). In two parts, so that neither looks at every
     job there is: those of which no chunk runs, in the index's own order, and those of the chunks that run, which are
     as few as the workers' slots."""
-    # not EXISTS, which Postgres may turn into a join with every chunk there is
-    of_job = select(chunks.c.id).where(chunks.c.job_id == jobs.c.id).limit(literal_column("1"))
-    has_queued = of_job.where(IS_QUEUED).scalar_subquery().is_not(None)
-    has_no_running = of_job.where(IS_RUNNING).scalar_subquery().is_(None)
     running = (
         select(chunks.c.job_id, func.count().label("num_running"))
         .where(IS_RUNNING)
         .group_by(chunks.c.job_id)
         .subquery()
     )
-    is_candidate = [IS_CLAIMABLE, jobs.c.card_name == bindparam("card_name"), has_queued]
+    is_candidate = [IS_CLAIMABLE, jobs.c.card_name == bindparam("card_name"), HAS_QUEUED_CHUNK]
     if of_one_job:
         is_candidate.append(jobs.c.id == bindparam("job_id"))
     columns = (jobs.c.id, jobs.c.state, jobs.c.priority, jobs.c.created_at)
@@ -145,7 +152,7 @@ def _candidates(*, of_one_job: bool) -> Select[tuple[str, str, int]]:
     limit: ColumnElement[int] = literal_column(str(_CANDIDATE_JOBS))
     idle = (
         select(*columns, literal_column("0").label("num_running"))
-        .where(*is_candidate, has_no_running)
+        .where(*is_candidate, ~HAS_RUNNING_CHUNK)
         .order_by(*best_first)
         .limit(limit)
         .subquery()
@@ -252,15 +259,13 @@ def record(database: Database, records: Sequence[Record], *, is_repeat: bool = F
     All or nothing. After a DatabaseUnavailableError the caller cannot know whether the commit went through, and may
     call again with the same records and `is_repeat`: results that are there already are left as they are.
     """
-    by_job = defaultdict(list)
-    for one in records:
-        by_job[one.lease.job_id].append(one)
+    job_ids = sorted({one.lease.job_id for one in records})
     with database.write() as tx:
-        states = {job_id: _lock_job_if_there(tx, job_id) for job_id in sorted(by_job)}
+        states = {job_id: _lock_job_if_there(tx, job_id) for job_id in job_ids}
         held, now = _hold_all(tx, [one.lease.lease_id for one in records])
-        if is_repeat:
-            records = [replace(one, results=_missing(tx, one)) for one in records]
         mine = [one for one in records if one.lease.lease_id in held]
+        if is_repeat:
+            mine = [replace(one, results=_missing(tx, one)) for one in mine]
         write_results(tx, mine, now)
         for job_id, state in states.items():
             tallies = [_record_one(tx, one) for one in mine if one.lease.job_id == job_id]
@@ -350,7 +355,7 @@ def write_results(tx: Connection, records: Sequence[Record], now: float) -> None
 
 
 def tally_of(batch: Sequence[NewResult]) -> Tally:
-    num_succeeded = sum(result.result is not None for result in batch)
+    num_succeeded = sum(result.status is ResultStatus.SUCCEEDED for result in batch)
     return Tally(
         num_succeeded,
         len(batch) - num_succeeded,

@@ -10,6 +10,7 @@ from db.database import Database
 from db.errors import NotFoundError
 from db.states import ALIVE_STATES, JobState, ResultStatus, WorkerState
 from db.tables import (
+    HAS_QUEUED_CHUNK,
     IS_CLAIMABLE,
     IS_QUEUED,
     IS_RUNNING,
@@ -322,11 +323,10 @@ def list_finished(database: Database, older_than_s: float, limit: int) -> list[J
 
 def count_claimable(database: Database, card_name: str, limit: int) -> int:
     """Chunks of this card that could be claimed now, counted up to `limit`."""
-    has_queued = select(chunks.c.id).where(chunks.c.job_id == jobs.c.id, IS_QUEUED).limit(1).scalar_subquery()
     # job by job: the chunks of jobs that are over stay queued, and may be many
     candidates = (
         select(jobs.c.id)
-        .where(IS_CLAIMABLE, jobs.c.card_name == card_name, has_queued.is_not(None))
+        .where(IS_CLAIMABLE, jobs.c.card_name == card_name, HAS_QUEUED_CHUNK)
         .order_by(jobs.c.priority.desc(), jobs.c.created_at)
         .limit(limit)
     )

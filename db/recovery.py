@@ -14,7 +14,18 @@ from db.database import Database
 from db.errors import LeaseLostError, NotFoundError, WrongStateError
 from db.leases import NewResult, Record
 from db.states import ALIVE_STATES, JobState
-from db.tables import IS_CLAIMABLE, IS_RUNNING, chunks, jobs, now_s, results, the_time, workers
+from db.tables import (
+    HAS_ALL_RESULTS,
+    HAS_RUNNING_CHUNK,
+    IS_CLAIMABLE,
+    IS_RUNNING,
+    chunks,
+    jobs,
+    now_s,
+    results,
+    the_time,
+    workers,
+)
 from db.transitions import LEASE_COLUMNS, Lease, Part
 
 # A worker is gone after this many lease times without a heartbeat.
@@ -140,8 +151,9 @@ def _judge(tx: Connection, lease: Lease, job_state: JobState, max_attempts: int)
         failed = [NewResult(pending[0], error_code="engine_crash", error_message=message)]
         now = tx.execute(select(now_s())).scalar_one()
         leases.write_results(tx, [Record(lease, failed, is_last=True)], now)
-        transitions.finish_chunk(tx, lease, leases.tally_of(failed))
-        transitions.count_results(tx, lease.job_id, leases.tally_of(failed))
+        tally = leases.tally_of(failed)
+        transitions.finish_chunk(tx, lease, tally)
+        transitions.count_results(tx, lease.job_id, tally)
         return _Death.GIVEN_UP
     transitions.split_chunk(tx, lease, _parts(tx, lease, pending))
     return _Death.SPLIT
@@ -177,11 +189,9 @@ def _parts(tx: Connection, lease: Lease, pending: Sequence[int]) -> list[Part]:
 
 def _close_jobs(database: Database) -> int:
     """Jobs that are over while they are not closed; none, unless something went wrong."""
-    has_all_results = jobs.c.num_succeeded + jobs.c.num_failed == jobs.c.num_requests
-    is_running = select(chunks.c.id).where(chunks.c.job_id == jobs.c.id, IS_RUNNING).exists()
     with database.read() as tx:
-        whole = tx.execute(select(jobs.c.id).where(IS_CLAIMABLE, has_all_results)).scalars().all()
-        cancelling = select(jobs.c.id).where(jobs.c.state == JobState.CANCELLING, ~is_running)
+        whole = tx.execute(select(jobs.c.id).where(IS_CLAIMABLE, HAS_ALL_RESULTS)).scalars().all()
+        cancelling = select(jobs.c.id).where(jobs.c.state == JobState.CANCELLING, ~HAS_RUNNING_CHUNK)
         ids = [*whole, *tx.execute(cancelling).scalars()]
     num_closed = 0
     for job_id in ids:

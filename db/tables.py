@@ -13,6 +13,7 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
+    ColumnElement,
     Float,
     ForeignKey,
     Index,
@@ -192,6 +193,18 @@ Index(
     postgresql_where=IS_RUNNING,
     sqlite_where=IS_RUNNING,
 )
+
+
+def _has_chunk(condition: ColumnElement[bool]) -> ColumnElement[bool]:
+    """Whether a job has such a chunk. Not EXISTS, which Postgres may turn into a join with every chunk there is."""
+    of_job = select(chunks.c.id).where(chunks.c.job_id == jobs.c.id, condition).limit(literal_column("1"))
+    return of_job.correlate(jobs).scalar_subquery().is_not(None)
+
+
+HAS_QUEUED_CHUNK = _has_chunk(IS_QUEUED)
+HAS_RUNNING_CHUNK = _has_chunk(IS_RUNNING)
+HAS_ALL_RESULTS = jobs.c.num_succeeded + jobs.c.num_failed == jobs.c.num_requests
+
 _IS_FINISHED = chunks.c.finished_at.is_not(None)
 Index(
     "ix_chunks_finished",

@@ -16,7 +16,6 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Row,
-    Select,
     Table,
     delete,
     func,
@@ -35,7 +34,17 @@ from db.states import (
     JobState,
     WorkerState,
 )
-from db.tables import IS_RUNNING, chunks, jobs, now_s, requests, results, workers
+from db.tables import (
+    HAS_ALL_RESULTS,
+    HAS_RUNNING_CHUNK,
+    IS_RUNNING,
+    chunks,
+    jobs,
+    now_s,
+    requests,
+    results,
+    workers,
+)
 
 _NO_LEASE = {"lease_id": None, "lease_until": None, "worker_id": None, "is_alone": False}
 
@@ -218,7 +227,7 @@ def start_job(tx: Connection, job_id: str) -> None:
 
 def complete_job(tx: Connection, job_id: str) -> None:
     """queued or in_progress -> completed; refused while a request has no result."""
-    _move(tx, jobs, "job", job_id, JOB_ARROWS["complete"], _has_all_results(), finished_at=now_s())
+    _move(tx, jobs, "job", job_id, JOB_ARROWS["complete"], HAS_ALL_RESULTS, finished_at=now_s())
 
 
 def cancel_job(tx: Connection, job_id: str) -> None:
@@ -228,7 +237,7 @@ def cancel_job(tx: Connection, job_id: str) -> None:
 
 def end_cancel_job(tx: Connection, job_id: str) -> None:
     """cancelling -> cancelled; refused while a chunk runs."""
-    _move(tx, jobs, "job", job_id, JOB_ARROWS["end_cancel"], ~_running_chunk().exists(), finished_at=now_s())
+    _move(tx, jobs, "job", job_id, JOB_ARROWS["end_cancel"], ~HAS_RUNNING_CHUNK, finished_at=now_s())
 
 
 def expire_job(tx: Connection, job_id: str) -> None:
@@ -242,14 +251,6 @@ def expire_job(tx: Connection, job_id: str) -> None:
     is_running = (chunks.c.job_id == job_id) & IS_RUNNING
     lock_chunks(tx, is_running)
     tx.execute(update(chunks).where(is_running).values(state=drop.target, **_NO_LEASE))
-
-
-def _has_all_results() -> ColumnElement[bool]:
-    return jobs.c.num_succeeded + jobs.c.num_failed == jobs.c.num_requests
-
-
-def _running_chunk() -> Select[tuple[int]]:
-    return select(chunks.c.id).where(chunks.c.job_id == jobs.c.id, IS_RUNNING)
 
 
 def lock_chunks(tx: Connection, which: ColumnElement[bool]) -> None:
@@ -274,10 +275,10 @@ def close_job_if_over(tx: Connection, job_id: str, state: JobState) -> JobState:
     def holds(condition: ColumnElement[bool]) -> bool:
         return tx.execute(select(jobs.c.id).where(jobs.c.id == job_id, condition)).scalar() is not None
 
-    if state in CLAIMABLE_STATES and holds(_has_all_results()):
+    if state in CLAIMABLE_STATES and holds(HAS_ALL_RESULTS):
         complete_job(tx, job_id)
         return JobState.COMPLETED
-    if state is JobState.CANCELLING and holds(~_running_chunk().exists()):
+    if state is JobState.CANCELLING and holds(~HAS_RUNNING_CHUNK):
         end_cancel_job(tx, job_id)
         return JobState.CANCELLED
     return state

@@ -98,9 +98,9 @@ class InputFile:
             for lines in self._whole_lines(max_line_bytes):
                 first, number = number + 1, number + len(lines)
                 yield [
-                    (at, data and data.strip(_BLANK))
+                    (at, text)
                     for at, data in enumerate(lines, first)
-                    if data is None or data.strip(_BLANK)
+                    if (text := data and data.strip(_BLANK)) or data is None
                 ]
         except (EOFError, gzip.BadGzipFile, zlib.error, zstd.ZstdError) as error:
             raise InputError(

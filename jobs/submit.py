@@ -131,9 +131,8 @@ def _kept_alive(database: Database, job_id: str) -> Iterator[None]:
         yield
     finally:
         is_over.set()
-        thread.join(
-            1
-        )  # no longer, should the database hang: a renewal that comes late finds nothing to renew
+        # no longer, should the database hang: a renewal that comes late finds nothing to renew
+        thread.join(1)
 
 
 class _Staging:

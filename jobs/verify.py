@@ -11,6 +11,7 @@ from db.database import Database
 from db.errors import InputError, UnsoundError, WrongStateError
 from db.queries import Outcome
 from db.states import FINAL_STATES, ResultStatus
+from db.transitions import Tally
 from jobs.export import format_line
 from jobs.reader import hash_file
 
@@ -42,11 +43,10 @@ def _checks(
     yield f"{found.num_declared:,} requests, each in one chunk"
     _expect(found.num_results, job.counts.succeeded + job.counts.failed, "results stored", "results counted")
     _expect(found.num_stray_results, 0, "results outside a chunk's range or counts", "expected")
+    by_job = Tally(job.counts.succeeded, job.counts.failed, job.prompt_tokens, job.completion_tokens)
     for name, num in vars(found.in_chunks).items():
-        counted = getattr(job, name, None) or getattr(job.counts, name.removeprefix("num_"), 0)
-        _expect(
-            num, counted, f"{name.removeprefix('num_').replace('_', ' ')} counted by chunks", "by the job"
-        )
+        what = name.removeprefix("num_").replace("_", " ")
+        _expect(num, getattr(by_job, name), f"{what} counted by chunks", "by the job")
     yield f"{found.num_results:,} results, as many as are counted"
     _expect(found.num_leases, 0, "chunks leased", "expected of a job that is over")
     yield "no chunk runs, no lease lives"

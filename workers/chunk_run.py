@@ -66,7 +66,8 @@ class ChunkRun:
 
     def begin(self, results: Sequence[NewResult], flights: Sequence[Flight]) -> None:
         """These failed before the engine, and these are about to be handed to it."""
-        self._results += results
+        with self._lock:
+            self._results += results
         self._expect(flights)
         self._has_begun = True
 
@@ -100,11 +101,12 @@ class ChunkRun:
         """What has finished since the last call; the caller writes it, or nobody does."""
         with self._lock:
             outcomes, self._outcomes = self._outcomes, []
-        taken, self._results = self._results, []
+            taken, self._results = self._results, []
         for outcome in outcomes:
             flight = self._flights.pop(outcome.key)
             if isinstance(outcome, Failure) and outcome.is_transient and flight.num_retries < _MAX_RETRIES:
-                self._failed.append(flight)
+                with self._lock:
+                    self._failed.append(flight)
             else:
                 taken.append(_new_result(flight, outcome))
         return taken
@@ -118,7 +120,8 @@ class ChunkRun:
 
     def retry(self, new_key: Callable[[], int]) -> list[EngineRequest]:
         """The requests whose failure may pass, once more, for the engine."""
-        failed, self._failed = self._failed, []
+        with self._lock:
+            failed, self._failed = self._failed, []
         again = [
             replace(
                 flight, request=replace(flight.request, key=new_key()), num_retries=flight.num_retries + 1

@@ -1,7 +1,6 @@
 """Writing results: one thread for all chunks of a worker, so that a second's results are one transaction."""
 
 import itertools
-import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -13,8 +12,6 @@ from db.errors import DatabaseUnavailableError, LeaseLostError
 from db.leases import Record
 from workers.chunk_run import ChunkRun, StopReason
 from workers.patience import Patience
-
-_log = logging.getLogger(__name__)
 
 
 class Writer(threading.Thread):
