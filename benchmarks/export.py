@@ -4,26 +4,19 @@ The raw side selects the same columns in the same order and writes them with orj
 file; the database's own rows are made by itself. Each side is a process of its own, which tells its peak memory.
 """
 
-import argparse
 import sqlite3
-import tempfile
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy import text
 
-from benchmarks.ingest import measured, tell
-from benchmarks.installation import Postgres
+from benchmarks.installation import NUMBERS, postgres_in_a_folder
+from benchmarks.one_side import SIDES, alternating, main, measured
 from benchmarks.row import Row
 from db.database import Database
 from db.upgrade import upgrade
 
 _MAX_MB = 200
-_NUMBERS = {
-    True: "WITH RECURSIVE s(n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM s WHERE n < :last) SELECT n FROM s",
-    False: "SELECT n FROM generate_series(0, :last) AS n",
-}
 _FILL = (
     """INSERT INTO jobs (id, state, card_name, card_sha256, card, input_name, input_sha256, num_requests, num_succeeded,
     created_at, started_at, finished_at)
@@ -48,7 +41,7 @@ def _fill(url: str, num_results: int) -> None:
     upgrade(database)
     with database.write() as tx:
         for statement in _FILL:
-            filled = text(statement.format(numbers=_NUMBERS[database.is_sqlite]))
+            filled = text(statement.format(numbers=NUMBERS[database.is_sqlite]))
             values = {"last": num_results - 1, "words": " and a completion of some forty words" * 6}
             tx.execute(filled, {name: values[name] for name in values if f":{name}" in str(filled)})
     with database.write() as tx:
@@ -98,37 +91,23 @@ def _raw(url: str, path: str) -> None:
 def measure(*, quick: bool) -> list[Row]:
     num_results, num_pairs = (100_000, 1) if quick else (1_000_000, 3)
     rows: list[Row] = []
-    with tempfile.TemporaryDirectory(prefix="export") as folder:
-        root = Path(folder)
-        root.chmod(0o755)
-        postgres = Postgres(root / "pg")
-        postgres.start()
+    with postgres_in_a_folder() as (root, postgres):
         urls = {"SQLite": f"sqlite:///{root / 'jobs.db'}", "Postgres": postgres.create_database("export")}
-        try:
-            for kind, url in urls.items():
-                _fill(url, num_results)
-                ours: list[float] = []
-                raws: list[float] = []
-                peaks: list[float] = []
-                for _ in range(num_pairs):
-                    for side, into in (("ours", ours), ("raw", raws)):
-                        took_s, peak_mb = measured(
-                            "benchmarks.export", side, url, str(root / f"{side}.jsonl")
-                        )
-                        into.append(num_results / took_s)
-                        if side == "ours":
-                            peaks.append(peak_mb)
-                subject = f"{kind}: export of {num_results:,} results"
-                rows.append(Row(f"{subject}, vs raw cursor", "results/s", ours, raws, reach=0.5))
-                rows.append(Row(f"{subject}, peak memory", "MB", peaks, reach=_MAX_MB, is_less_better=True))
-        finally:
-            postgres.stop()
+        for kind, url in urls.items():
+            _fill(url, num_results)
+            results_per_s: dict[str, list[float]] = {side: [] for side in SIDES}
+            peaks: dict[str, list[float]] = {side: [] for side in SIDES}
+            for _, side in alternating(num_pairs):
+                took_s, peak_mb = measured("benchmarks.export", side, url, str(root / f"{side}.jsonl"))
+                results_per_s[side].append(num_results / took_s)
+                peaks[side].append(peak_mb)
+            subject, (ours, raws) = f"{kind}: export of {num_results:,} results", results_per_s.values()
+            rows.append(Row(f"{subject}, vs raw cursor", "results/s", ours, raws, reach=0.5))
+            rows.append(
+                Row(f"{subject}, peak memory", "MB", peaks["ours"], reach=_MAX_MB, is_less_better=True)
+            )
     return rows
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("side", choices=["ours", "raw"])
-    parser.add_argument("arguments", nargs="*")
-    options = parser.parse_args()
-    tell({"ours": _ours, "raw": _raw}[options.side], options.arguments)
+    main({"ours": _ours, "raw": _raw})

@@ -6,22 +6,16 @@ rows are made by the database itself. `python -m benchmarks.growth --sizes 10000
 """
 
 import argparse
-import sys
-import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import median
 from typing import TypeVar
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-
-from servers import Postgres
 from sqlalchemy import text
 
+from benchmarks.installation import NUMBERS, postgres_in_a_folder
 from benchmarks.row import Row
 from db import leases, queries, transitions
 from db.database import Database
@@ -49,10 +43,6 @@ _JOB = """
 INSERT INTO jobs (id, state, card_name, card_sha256, card, input_name, input_sha256, num_requests, created_at)
 VALUES (:id, 'queued', 'tiny', 'c', :card, 'in.jsonl', 'i', :num, :created_at)
 """
-_NUMBERS = {
-    "postgresql": "SELECT n FROM generate_series(0, :last) AS n",
-    "sqlite": "WITH RECURSIVE s(n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM s WHERE n < :last) SELECT n FROM s",
-}
 _REQUESTS = """
 INSERT INTO requests (job_id, "index", custom_id, body)
 SELECT :id, n, 'request-' || n, '{{"prompt": "Say the number ' || n || ' in ten words."}}' FROM ({numbers}) AS numbers
@@ -74,7 +64,7 @@ class _Installation:
 
 
 def _fill(database: Database, num_requests: int) -> None:
-    dialect = "sqlite" if database.is_sqlite else "postgresql"
+    numbers = NUMBERS[database.is_sqlite]
     big = num_requests // 2 // _NUM_BIG_JOBS
     jobs = [(f"big_{number}", big) for number in range(_NUM_BIG_JOBS)]
     jobs += [(f"small_{number}", _SMALL_JOB) for number in range(num_requests // 2 // _SMALL_JOB)]
@@ -82,9 +72,9 @@ def _fill(database: Database, num_requests: int) -> None:
     with database.write() as tx:
         for number, (job_id, num) in enumerate(jobs):
             tx.execute(text(_JOB), {"id": job_id, "num": num, "created_at": float(number), "card": card})
-            tx.execute(text(_REQUESTS.format(numbers=_NUMBERS[dialect])), {"id": job_id, "last": num - 1})
+            tx.execute(text(_REQUESTS.format(numbers=numbers)), {"id": job_id, "last": num - 1})
             tx.execute(
-                text(_CHUNKS.format(numbers=_NUMBERS[dialect])),
+                text(_CHUNKS.format(numbers=numbers)),
                 {"id": job_id, "last": -(-num // _CHUNK) - 1, "chunk": _CHUNK, "num": num},
             )
         transitions.register_worker(tx, "w", _CARD, "echo", "host", 1)
@@ -130,29 +120,12 @@ def _p95(seconds: Sequence[float]) -> float:
     return sorted(seconds)[int(len(seconds) * 0.95)]
 
 
-@contextmanager
-def _urls(sizes: Sequence[int]) -> Iterator[dict[str, list[str]]]:
-    with tempfile.TemporaryDirectory(prefix="growth") as folder:
-        root = Path(folder)
-        root.chmod(0o755)
-        postgres = Postgres(root / "pg")
-        postgres.start()
-        try:
-            yield {
-                "Postgres": [postgres.create_database(f"growth_{size}") for size in sizes],
-                "SQLite": [f"sqlite:///{root / f'{size}.db'}" for size in sizes],
-            }
-        finally:
-            postgres.stop()
-
-
 def measure(*, quick: bool, sizes: Sequence[int] = ()) -> list[Row]:
     sizes = sizes or (_QUICK_SIZES if quick else _SIZES)
-    rows: list[Row] = []
-    with _urls(sizes) as urls_by_kind:
-        for kind, urls in urls_by_kind.items():
-            rows += _measure(kind, dict(zip(sizes, urls, strict=True)))
-    return rows
+    with postgres_in_a_folder() as (root, postgres):
+        urls = {size: postgres.create_database(f"growth_{size}") for size in sizes}
+        rows = _measure("Postgres", urls)
+        return rows + _measure("SQLite", {size: f"sqlite:///{root / f'{size}.db'}" for size in sizes})
 
 
 def _measure(kind: str, urls: dict[int, str]) -> list[Row]:

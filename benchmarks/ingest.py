@@ -5,16 +5,12 @@ same lines: `orjson.loads`, the card's validator, and sqlite3's executemany or p
 table of the same definition with the same indexes. Each side is a process of its own, which tells its peak memory.
 """
 
-import argparse
 import json
-import os
-import subprocess
-import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.installation import MODEL, Postgres
+from benchmarks.installation import MODEL, postgres_in_a_folder
+from benchmarks.one_side import SIDES, alternating, main, measured
 from benchmarks.row import Row
 from db.database import Database
 from db.upgrade import upgrade
@@ -101,75 +97,33 @@ class _RawStore:
         self._postgres.commit()
 
 
-def measured(module: str, side: str, *arguments: str) -> tuple[float, float]:
-    """Seconds and peak megabytes of one side of `module`, in a process of its own."""
-    home = str(Path(".promptmill").absolute())
-    done = subprocess.run(
-        [sys.executable, "-m", module, side, *arguments],
-        env={**os.environ, "PROMPTMILL_HOME": os.environ.get("PROMPTMILL_HOME", home)},
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    took_s, peak_mb = done.stdout.split()
-    return float(took_s), float(peak_mb)
-
-
-def tell(work: "object", arguments: Sequence[str]) -> None:
-    """Run one side here, and print what `measured` reads."""
-    import resource
-    import time
-
-    began = time.perf_counter()
-    work(*arguments)  # type: ignore[operator]
-    took_s = time.perf_counter() - began
-    print(took_s, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-
-
 def measure(*, quick: bool) -> list[Row]:
     num_lines, num_pairs = (100_000, 1) if quick else (1_000_000, 3)
     rows: list[Row] = []
-    with tempfile.TemporaryDirectory(prefix="ingest") as folder:
-        root = Path(folder)
-        root.chmod(0o755)
+    with postgres_in_a_folder() as (root, postgres):
         path = root / "in.jsonl"
         write_lines(path, num_lines)
-        postgres = Postgres(root / "pg")
-        postgres.start()
-        try:
-            for kind in ("SQLite", "Postgres"):
-                ours: list[float] = []
-                raws: list[float] = []
-                peaks: list[float] = []
-                for number in range(num_pairs):
-                    for side, into in (("ours", ours), ("raw", raws)):
-                        name = f"{side}_{number}"
-                        url = (
-                            f"sqlite:///{root / name}.db"
-                            if kind == "SQLite"
-                            else postgres.create_database(name)
-                        )
-                        database = Database(url)
-                        upgrade(database)
-                        database.close()
-                        took_s, peak_mb = measured("benchmarks.ingest", side, url, str(path))
-                        into.append(num_lines / took_s)
-                        if side == "ours":
-                            peaks.append(peak_mb)
-                        if kind == "SQLite":
-                            Path(f"{root / name}.db").unlink()
-                subject = f"{kind}: submit of {num_lines:,} lines"
-                rows.append(Row(f"{subject}, vs raw chain", "lines/s", ours, raws, reach=0.5))
-                rows.append(Row(f"{subject}, absolute", "lines/s", ours, reach=_LINES_PER_S))
-                rows.append(Row(f"{subject}, peak memory", "MB", peaks, reach=_MAX_MB, is_less_better=True))
-        finally:
-            postgres.stop()
+        for kind in ("SQLite", "Postgres"):
+            lines_per_s: dict[str, list[float]] = {side: [] for side in SIDES}
+            peaks: dict[str, list[float]] = {side: [] for side in SIDES}
+            for number, side in alternating(num_pairs):
+                name, file = f"{side}_{number}", root / f"{side}_{number}.db"
+                url = f"sqlite:///{file}" if kind == "SQLite" else postgres.create_database(name)
+                database = Database(url)
+                upgrade(database)
+                database.close()
+                took_s, peak_mb = measured("benchmarks.ingest", side, url, str(path))
+                lines_per_s[side].append(num_lines / took_s)
+                peaks[side].append(peak_mb)
+                file.unlink(missing_ok=True)
+            subject, (ours, raws) = f"{kind}: submit of {num_lines:,} lines", lines_per_s.values()
+            rows.append(Row(f"{subject}, vs raw chain", "lines/s", ours, raws, reach=0.5))
+            rows.append(Row(f"{subject}, absolute", "lines/s", ours, reach=_LINES_PER_S))
+            rows.append(
+                Row(f"{subject}, peak memory", "MB", peaks["ours"], reach=_MAX_MB, is_less_better=True)
+            )
     return rows
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("side", choices=["ours", "raw"])
-    parser.add_argument("arguments", nargs="*")
-    options = parser.parse_args()
-    tell({"ours": _ours, "raw": _raw}[options.side], options.arguments)
+    main({"ours": _ours, "raw": _raw})

@@ -12,19 +12,37 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from plant import Plant
 from servers import Postgres, Redis, wait_until
 
-__all__ = ["MODEL", "Plant", "Postgres", "installation", "wait_until"]
+__all__ = ["MODEL", "NUMBERS", "Plant", "installation", "postgres_in_a_folder", "wait_until"]
 
 MODEL = "smollm2-135m-instruct"
+
+
+# The numbers from 0 to :last, as a database counts them; by whether it is SQLite.
+NUMBERS = {
+    True: "WITH RECURSIVE s(n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM s WHERE n < :last) SELECT n FROM s",
+    False: "SELECT n FROM generate_series(0, :last) AS n",
+}
+
+
+@contextmanager
+def postgres_in_a_folder() -> Iterator[tuple[Path, Postgres]]:
+    """A Postgres that runs, in a folder that holds it and whatever else a benchmark writes."""
+    with tempfile.TemporaryDirectory(prefix="bench") as folder:
+        root = Path(folder)
+        root.chmod(0o755)  # Postgres runs as another user where we are root
+        postgres = Postgres(root / "pg")
+        postgres.start()
+        try:
+            yield root, postgres
+        finally:
+            postgres.stop()
 
 
 @contextmanager
 def installation(**settings: object) -> Iterator[tuple[Plant, dict[str, int]]]:
     """A plant on servers of its own, for the echo engine, and the servers' process ids by their names."""
-    with tempfile.TemporaryDirectory(prefix="bench") as folder:
-        root = Path(folder)
-        root.chmod(0o755)  # Postgres runs as another user where we are root
-        postgres, redis = Postgres(root / "pg"), Redis(root)
-        postgres.start()
+    with postgres_in_a_folder() as (root, postgres):
+        redis = Redis(root)
         redis.start()
         home = root / "home"
         home.mkdir(mode=0o700)
@@ -35,4 +53,3 @@ def installation(**settings: object) -> Iterator[tuple[Plant, dict[str, int]]]:
         finally:
             plant.close()
             redis.kill()
-            postgres.stop()
