@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ _SUBJECTS = (
     "start",
     "gpu",
     "ingest",
+    "admission",
     "export",
     "control_plane",
     "growth",
@@ -31,7 +33,7 @@ def _line(row: Row) -> str:
 
 
 def print_table(rows: Sequence[Row]) -> None:
-    print(f"{'subject':52}{'promptmill':>14}{'raw':>14}{'ratio':>7}  {'unit':22}{'reach':>10}")
+    print(f"{'subject':52}{'promptmill':>14}{'raw':>14}{'ratio':>7}  {'unit':22}{'reach':>10}", flush=True)
     for row in rows:
         print(_line(row).rstrip())
 
@@ -44,13 +46,18 @@ def main() -> None:
     if unknown := [name for name in arguments.subjects if name not in _SUBJECTS]:
         parser.error(f"{unknown[0]} is no subject; there are {', '.join(_SUBJECTS)}")
     rows: list[Row] = []
-    for name in arguments.subjects or _SUBJECTS:
-        print(f"{name} ...", flush=True)
-        rows += importlib.import_module(f"benchmarks.{name}").measure(quick=arguments.quick)
-    print_table(rows)
     path = Path("out/benchmarks.json")
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps([row.as_dict() for row in rows], indent=2) + "\n")
+    for name in arguments.subjects or _SUBJECTS:
+        began_at = time.monotonic()
+        print(f"{name} ...", flush=True)
+        found = importlib.import_module(f"benchmarks.{name}").measure(quick=arguments.quick)
+        # at once: a long run that is cut off keeps what it has
+        print_table(found)
+        print(f"{name} took {time.monotonic() - began_at:.0f} s", flush=True)
+        rows += found
+        path.write_text(json.dumps([row.as_dict() for row in rows], indent=2) + "\n")
+    print_table(rows)
 
 
 if __name__ == "__main__":

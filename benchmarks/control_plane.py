@@ -3,6 +3,8 @@
 Absolute figures, since there is no raw part to hold them against: requests a second from before the submit to the
 job's end, and the CPU time of everything that runs for a request, by process: the submit, the workers, Postgres and
 Redis.
+
+Sampled requests; and greedy ones, of which the workers note what is asked, so that none is generated twice.
 """
 
 import argparse
@@ -53,13 +55,13 @@ def cpu_s(pid: int) -> float:
     return total
 
 
-def run(plant: Plant, servers: dict[str, int], num_requests: int) -> Run:
+def run(plant: Plant, servers: dict[str, int], num_requests: int, temperature: float = 0.7) -> Run:
     """Submit and run one job on workers that are ready; `servers` are the process ids of Postgres and Redis."""
     path = plant.write(num_requests)
     pids = {**servers, **{f"worker {n}": pid for n, pid in enumerate(plant.worker_pids())}}
     before = {name: cpu_s(pid) for name, pid in pids.items()}
     own, began = time.process_time(), time.monotonic()
-    job_id = plant.submit_file(path)
+    job_id = plant.submit_file(path, sampling={"temperature": temperature})
     wait_until(lambda: plant.job(job_id).state.is_final, "the job is over", 600)
     took_s, own_s = time.monotonic() - began, time.process_time() - own
     spent = {name: cpu_s(pid) - before[name] for name, pid in pids.items()}
@@ -74,24 +76,34 @@ def run(plant: Plant, servers: dict[str, int], num_requests: int) -> Run:
 
 def measure(*, quick: bool) -> list[Row]:
     num_requests, num_runs = (20_000, 1) if quick else (100_000, 3)
-    runs = _runs(num_requests, num_runs)
+    runs, greedy = _runs(num_requests, num_runs)
     return [
         Row("control plane, requests/s", "requests/s", [run.requests_per_s for run in runs], reach=8_000),
         Row(
             "control plane, CPU a request", "us", [run.cpu_us for run in runs], reach=250, is_less_better=True
         ),
+        Row("control plane, greedy, requests/s", "requests/s", [run.requests_per_s for run in greedy]),
+        Row(
+            "control plane, greedy, CPU a request",
+            "us",
+            [run.cpu_us for run in greedy],
+            reach=250,
+            is_less_better=True,
+        ),
     ]
 
 
-def _runs(num_requests: int, num_runs: int) -> list[Run]:
+def _runs(num_requests: int, num_runs: int) -> tuple[list[Run], list[Run]]:
+    """Of sampled requests and of greedy ones, in turn."""
     with installation(echo_latency_s=0) as (plant, servers):
         for worker in [plant.start_worker(is_ready=False) for _ in range(_NUM_WORKERS)]:
             worker.wait_ready()
         run(plant, servers, num_requests // 10)  # warms up
-        runs = []
+        runs: tuple[list[Run], list[Run]] = ([], [])
         for _ in range(num_runs):
-            runs.append(run(plant, servers, num_requests))
-            print(f"  control plane: {runs[-1]}", flush=True)
+            for kind, name, temperature in zip(runs, ("sampled", "greedy"), (0.7, 0.0), strict=True):
+                kind.append(run(plant, servers, num_requests, temperature))
+                print(f"  control plane, {name}: {kind[-1]}", flush=True)
         return runs
 
 

@@ -24,8 +24,8 @@ _FILL = (
     """INSERT INTO requests (job_id, "index", custom_id, body)
     SELECT 'job', n, 'request-' || n, '{{}}' FROM ({numbers}) AS numbers""",
     """INSERT INTO results (job_id, "index", status, result, finish_reason, prompt_tokens, completion_tokens, attempt,
-    finished_at)
-    SELECT 'job', n, 'succeeded', '{{"response":"' || n || :words || '"}}', 'stop', 30, 40, 1, 1.0
+    finished_at, position)
+    SELECT 'job', n, 'succeeded', '{{"response":"' || n || :words || '"}}', 'stop', 30, 40, 1, 1.0, n + 1
     FROM ({numbers}) AS numbers""",
 )
 _QUERY = """

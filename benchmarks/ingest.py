@@ -3,6 +3,7 @@
 A line has about 320 bytes, half of them `prompt` and half `messages`, each with a custom_id. The raw chain is, for the
 same lines: `orjson.loads`, the card's validator, and sqlite3's executemany or psycopg's COPY of the same rows into a
 table of the same definition with the same indexes. Each side is a process of its own, which tells its peak memory.
+Tokens are not counted here: benchmarks/admission.py measures that.
 """
 
 import json
@@ -34,13 +35,20 @@ def write_lines(path: Path, num_lines: int) -> None:
 
 def _ours(url: str, path: str) -> int:
     from db.upgrade import open_database
+    from jobs.admission import CheckTokens
     from jobs.cards import find_card
     from jobs.settings import load_settings
     from jobs.submit import SubmitOptions, submit
 
     settings = load_settings()
     database = open_database(url)
-    return submit(database, settings, find_card(settings.home, MODEL), path, SubmitOptions()).job.counts.total
+    return submit(
+        database,
+        settings,
+        find_card(settings.home, MODEL),
+        path,
+        SubmitOptions(check_tokens=CheckTokens.NEVER),
+    ).job.counts.total
 
 
 def _raw(url: str, path: str) -> int:

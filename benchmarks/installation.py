@@ -1,13 +1,9 @@
 """Postgres, Redis and a plant of the tests' own, for the benchmarks that run workers."""
 
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-# the servers and the installation that the tests break
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from plant import Plant
 from servers import Postgres, Redis, wait_until

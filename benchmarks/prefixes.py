@@ -25,7 +25,7 @@ _UNIT = "completion tokens/s"
 
 
 def measure(*, quick: bool) -> list[Row]:
-    num_requests, num_pairs = (128, 1) if quick else (512, 3)
+    num_requests, num_pairs = (128, 1) if quick else (512, 5)
     values: list[float] = []
     raws: list[float] = []
     shuffled: list[float] = []

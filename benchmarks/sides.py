@@ -110,6 +110,7 @@ class Ours:
 
     settings: Settings
     log_path: Path
+    started_at: float
 
     def tokens_per_s(self, path: Path) -> float:
         """A whole job: completion tokens a second from before its submit to its finish."""
@@ -157,15 +158,16 @@ def worker(folder: Path, side: Side = _SMALL, *, has_waiting_job: bool = False) 
     home = folder / "home"
     (home / "weights").mkdir(parents=True)
     (home / "weights" / side.model).symlink_to(side.weights or weights())
-    ours = Ours(load_settings(home=home, model=side.model), folder / "worker.log")
+    settings = load_settings(home=home, model=side.model)
     if has_waiting_job:
-        submit_one(ours.settings)
+        submit_one(settings)
     environment = {
         **os.environ,
         "PROMPTMILL_HOME": str(home),
         "PROMPTMILL_MODEL": side.model,
         "PROMPTMILL_ENGINE_ARGS": json.dumps(dict(side.engine_args)),
     }
+    ours = Ours(settings, folder / "worker.log", time.time())
     with ours.log_path.open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "cli", "worker"], env=environment, stdout=log, stderr=log

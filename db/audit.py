@@ -12,7 +12,8 @@ from db.transitions import Tally
 @dataclass(frozen=True)
 class Audit:
     """`num_tiled`: requests covered by chunks that follow each other without gap or overlap, from index 0;
-    `in_chunks`: the sums over what the chunks count."""
+    `last_position`: the highest that a result has, `num_retried`: results that gave theirs up; `in_chunks`: the sums
+    over what the chunks count."""
 
     num_declared: int
     num_requests: int
@@ -21,6 +22,8 @@ class Audit:
     num_leases: int
     in_chunks: Tally
     num_stray_results: int
+    last_position: int
+    num_retried: int
 
 
 def audit(database: Database, job_id: str) -> Audit:
@@ -57,9 +60,13 @@ def audit(database: Database, job_id: str) -> Audit:
 
         return Audit(
             num_declared=tx.execute(select(jobs.c.num_requests).where(jobs.c.id == job_id)).scalar() or 0,
+            num_retried=tx.execute(select(jobs.c.num_retried).where(jobs.c.id == job_id)).scalar() or 0,
             num_requests=count(requests, requests.c.job_id == job_id),
             num_results=count(results, results.c.job_id == job_id),
             num_tiled=num_tiled,
+            last_position=tx.execute(
+                select(func.coalesce(func.max(results.c.position), 0)).where(results.c.job_id == job_id)
+            ).scalar_one(),
             num_leases=count(
                 chunks, chunks.c.job_id == job_id, or_(IS_RUNNING, chunks.c.lease_id.is_not(None))
             ),

@@ -19,11 +19,11 @@ from sqlalchemy.exc import (
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from db.errors import DatabaseUnavailableError, SettingsError
+from db.errors import DatabaseUnavailableError, SettingsError, why
 
 # The head of db/migrations: a test holds the two equal. Kept here so that a command can
 # compare it without importing alembic, which takes longer than the command itself.
-HEAD_REVISION = "0002"
+HEAD_REVISION = "0009"
 # Our own longest transactions take a fraction of it. Shorter than a lease, so that sweepers know of the outage when
 # somebody held the lock for so long that others could not renew theirs.
 _SQLITE_BUSY_TIMEOUT_MS = 10_000
@@ -39,6 +39,25 @@ _POSTGRES_KEEPALIVE = {
     "keepalives_count": 3,
     "tcp_user_timeout": 15_000,
 }
+
+
+_OWN_PLACE = "set PROMPTMILL_HOME or PROMPTMILL_DATABASE_URL to a place that you can write to"
+_ELSEWHERE = "start it, or set PROMPTMILL_DATABASE_URL to one that runs"
+# what is in a driver's reason, and what to do then; the first that is found counts
+_NEXT_STEPS = (
+    ("password", "give it in PGPASSWORD or ~/.pgpass"),
+    ("authentication failed", "check the user in PROMPTMILL_DATABASE_URL, and the server's pg_hba.conf"),
+    ("role ", "check the user in PROMPTMILL_DATABASE_URL"),
+    ("does not exist", "make it with createdb, then run: promptmill db upgrade"),
+    ("too many clients", "raise the server's max_connections, or run fewer workers"),
+    ("resolve host", "check the host's name in PROMPTMILL_DATABASE_URL"),
+    ("connection", _ELSEWHERE),
+    ("timeout", _ELSEWHERE),
+    ("not a database", "name another file in PROMPTMILL_DATABASE_URL, or move this one away"),
+    ("malformed", "put a copy from before in its place, or move it away to begin anew"),
+    ("readonly", _OWN_PLACE),
+    ("unable to open", _OWN_PLACE),
+)
 
 
 def _sqlite_connect(connection: Any, _: object) -> None:
@@ -86,7 +105,7 @@ def _create_sqlite_file(path: Path) -> None:
         os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
     except OSError as error:
         raise DatabaseUnavailableError(
-            f"cannot create the database {path}: {error.strerror}; set PROMPTMILL_HOME to a folder you can write to"
+            f"cannot open or make the database {path}: {why(error, _OWN_PLACE)}"
         ) from error
 
 
@@ -98,11 +117,15 @@ def _parse(url: str) -> URL:
             "PROMPTMILL_DATABASE_URL is not a database URL; give sqlite:////path/to/file.db"
             " or postgresql://user@host/name"
         ) from None
+    if "@" in (parsed.host or ""):  # the rest of the password, which must be in no message
+        raise SettingsError(
+            "PROMPTMILL_DATABASE_URL has more than one @; in a password write %40 for it, or use PGPASSWORD"
+        )
     if parsed.drivername in ("postgres", "postgresql"):
         return parsed.set(drivername="postgresql+psycopg")
     if parsed.drivername not in ("sqlite", "postgresql+psycopg"):
         raise SettingsError(
-            f"PROMPTMILL_DATABASE_URL names {parsed.drivername}; promptmill stores jobs in sqlite or postgresql"
+            f"PROMPTMILL_DATABASE_URL names {parsed.drivername}; jobs are stored in sqlite:///FILE or postgresql://..."
         )
     return parsed
 
@@ -115,7 +138,9 @@ class Database:
         self.is_sqlite = self.url.drivername == "sqlite"
         if self.is_sqlite:
             if not self.url.database or self.url.database == ":memory:":
-                raise SettingsError("PROMPTMILL_DATABASE_URL names no file: jobs must outlive the process")
+                raise SettingsError(
+                    "PROMPTMILL_DATABASE_URL names no file, and jobs must outlive the process; give sqlite:////path/to/file.db"
+                )
             _create_sqlite_file(Path(self.url.database))
         arguments: dict[str, Any] = (
             {"timeout": _SQLITE_BUSY_TIMEOUT_MS / 1000}
@@ -208,18 +233,21 @@ class Database:
 
     def _explain(self, error: DBAPIError | PoolTimeoutError) -> str:
         if isinstance(error, PoolTimeoutError):
-            return f"every connection to {self.label} is busy"
+            return f"every connection to {self.label} is busy; try again"
         # The driver's text only: SQLAlchemy's own adds the statement and its values, which are prompts.
         reason = str(error.orig).strip().splitlines()[0] if error.orig else "the connection was lost"
         if "no such table" in reason:
             return self._needs_upgrade()
         if "disk is full" in reason:
-            return f"no space is left for the database {self.label}; nothing of this step was stored"
+            return f"no space is left for the database {self.label}; nothing of this step was stored. Make room: df -h"
         if reason == "database is locked":
             reason += (
                 " by another process, and has been for a while; perhaps one that was suspended while it wrote"
             )
-        return f"the database {self.label} is not available: {reason}"
+        step = next(
+            (step for words, step in _NEXT_STEPS if words in reason), "promptmill check looks at each part"
+        )
+        return f"the database {self.label} is not available: {reason}; {step}"
 
     def _needs_upgrade(self) -> str:
         return f"the database {self.label} is not at revision {HEAD_REVISION}; run: promptmill db upgrade"

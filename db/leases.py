@@ -5,8 +5,9 @@ written and the caller is told so, so a worker that was frozen or cut off can do
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from itertools import count
 
 from sqlalchemy import (
     ColumnElement,
@@ -14,15 +15,18 @@ from sqlalchemy import (
     Select,
     bindparam,
     func,
+    insert,
     literal_column,
     select,
     union_all,
     update,
 )
+from sqlalchemy.exc import IntegrityError
 
 from db import bulk, transitions
 from db.database import Database
 from db.errors import LeaseLostError, NotFoundError, WrongStateError
+from db.outcomes import page_without_result
 from db.states import CLAIMABLE_STATES, JobState, ResultStatus, WorkerState
 from db.tables import (
     HAS_QUEUED_CHUNK,
@@ -31,6 +35,7 @@ from db.tables import (
     IS_QUEUED,
     IS_RUNNING,
     chunks,
+    job_workers,
     jobs,
     now_s,
     requests,
@@ -52,6 +57,9 @@ _RESULT_COLUMNS = (
     "error_message",
     "attempt",
     "finished_at",
+    "position",
+    "content_key",
+    "reused_from",
 )
 
 
@@ -65,7 +73,11 @@ class PendingRequest:
 
 @dataclass(frozen=True)
 class NewResult:
-    """One outcome. Either `result` (JSON text) is set, or the error's code and message are."""
+    """One outcome. Either `result` (JSON text) is set, or the error's code and message are.
+
+    `content_key`: what was asked for, where asking again would give the same. `reused_from`: JOB:INDEX of the request
+    that was generated, where this one was not.
+    """
 
     index: int
     result: str | None = None
@@ -75,6 +87,8 @@ class NewResult:
     error_code: str | None = None
     error_message: str | None = None
     num_retries: int = 0
+    content_key: str | None = None
+    reused_from: str | None = None
 
     @property
     def status(self) -> ResultStatus:
@@ -96,6 +110,15 @@ class Renewal:
 
     lost: frozenset[str]
     cancelling: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a worker has written since its start, and its rate of late."""
+
+    num_results: int
+    completion_tokens: int
+    completion_tokens_per_s: float
 
 
 @contextmanager
@@ -169,6 +192,7 @@ def _candidates(*, of_one_job: bool) -> Select[tuple[str, str, int]]:
 # made once: a worker claims so often that making them would cost more than running them
 _CANDIDATES = _candidates(of_one_job=False)
 _CANDIDATES_OF_ONE_JOB = _candidates(of_one_job=True)
+_PENDING = page_without_result(requests.c.body)
 
 
 def _claim_from(tx: Connection, job_id: str, state: str, worker_id: str, lease_s: float) -> Lease | None:
@@ -202,31 +226,29 @@ def load_requests(database: Database, lease: Lease) -> list[PendingRequest]:
 
 def pending_requests(tx: Connection, lease: Lease) -> list[PendingRequest]:
     """`load_requests` inside a transaction that the caller has open."""
-    rows = tx.execute(
-        select(requests.c.index, requests.c.body)
-        .outerjoin(
-            results,
-            (results.c.job_id == requests.c.job_id) & (results.c.index == requests.c.index),
-        )
-        .where(
-            requests.c.job_id == lease.job_id,
-            requests.c.index >= lease.first_index,
-            requests.c.index < lease.first_index + lease.num_requests,
-            results.c.index.is_(None),
-        )
-        .order_by(requests.c.index)
-    ).all()
+    bounds = {
+        "job_id": lease.job_id,
+        "first": lease.first_index,
+        "end": lease.first_index + lease.num_requests,
+    }
+    rows = tx.execute(_PENDING, bounds).all()
     return [PendingRequest(index, body) for index, body in rows]
 
 
-def renew(database: Database, worker_id: str, leases: Sequence[Lease], lease_s: float) -> Renewal:
-    """Put off the end of `leases` to `lease_s` from now, and leave a heartbeat in the worker's row.
+def renew(
+    database: Database,
+    worker_id: str,
+    leases: Sequence[Lease],
+    lease_s: float,
+    progress: Progress | None = None,
+) -> Renewal:
+    """Put off the end of `leases` to `lease_s` from now, and leave a heartbeat in the worker's row, with its progress.
 
     A worker that was taken for gone is ready again.
     """
     ids = [lease.lease_id for lease in leases]
     with database.write() as tx:
-        _beat(tx, worker_id)
+        _beat(tx, worker_id, progress)
         if not ids:
             return Renewal(frozenset(), frozenset())
         transitions.lock_chunks(tx, chunks.c.lease_id.in_(ids))
@@ -245,11 +267,19 @@ def renew(database: Database, worker_id: str, leases: Sequence[Lease], lease_s: 
     )
 
 
-def _beat(tx: Connection, worker_id: str) -> None:
-    beat = update(workers).where(workers.c.id == worker_id).values(heartbeat_at=now_s())
+def _beat(tx: Connection, worker_id: str, progress: Progress | None) -> None:
+    told = {} if progress is None else vars(progress)
+    beat = update(workers).where(workers.c.id == worker_id).values(heartbeat_at=now_s(), **told)
     if tx.execute(beat.returning(workers.c.state)).scalar() == WorkerState.GONE:
         # it was frozen or cut off, and the sweeper gave it up
         transitions.ready_worker(tx, worker_id)
+
+
+def note_worker(database: Database, job_id: str, worker_id: str) -> None:
+    """Keep that this worker runs something of a job. Safe to call again; nothing happens when the job is gone."""
+    # the keys refuse a pair that is there, and a job that is not
+    with suppress(IntegrityError), database.write() as tx:
+        tx.execute(insert(job_workers).values(job_id=job_id, worker_id=worker_id))
 
 
 def record(database: Database, records: Sequence[Record], *, is_repeat: bool = False) -> frozenset[str]:
@@ -266,24 +296,28 @@ def record(database: Database, records: Sequence[Record], *, is_repeat: bool = F
         mine = [one for one in records if one.lease.lease_id in held]
         if is_repeat:
             mine = [replace(one, results=_missing(tx, one)) for one in mine]
-        write_results(tx, mine, now)
-        for job_id, state in states.items():
-            tallies = [_record_one(tx, one) for one in mine if one.lease.job_id == job_id]
-            if not tallies or state is None:
-                continue
-            num_left = transitions.count_results(tx, job_id, sum(tallies, Tally()))
-            if num_left == 0 or state is JobState.CANCELLING:
+        for job_id, num_left in write_and_count(tx, mine, now).items():
+            state = states[job_id]
+            if state is not None and (num_left == 0 or state is JobState.CANCELLING):
                 transitions.close_job_if_over(tx, job_id, state)
     return frozenset(one.lease.lease_id for one in records) - held
 
 
-def _record_one(tx: Connection, record: Record) -> Tally:
-    tally = tally_of(record.results)
-    if record.is_last:
-        transitions.finish_chunk(tx, record.lease, tally)
-    elif record.results:
-        transitions.record_chunk(tx, record.lease, tally)
-    return tally
+def write_and_count(tx: Connection, records: Sequence[Record], now: float) -> dict[str, int]:
+    """Write results, and add them to the sums of their jobs and chunks; how many requests of each job have none yet."""
+    tallies = [tally_of(one.results) for one in records]
+    by_job: dict[str, Tally] = {}
+    for one, tally in zip(records, tallies, strict=True):
+        by_job[one.lease.job_id] = by_job.get(one.lease.job_id, Tally()) + tally
+    # first, since the sums tell the positions
+    counted = {job_id: transitions.count_results(tx, job_id, tally) for job_id, tally in by_job.items()}
+    _write_results(tx, records, {job_id: first for job_id, (first, _) in counted.items()}, now)
+    for one, tally in zip(records, tallies, strict=True):
+        if one.is_last:
+            transitions.finish_chunk(tx, one.lease, tally)
+        elif one.results:
+            transitions.record_chunk(tx, one.lease, tally)
+    return {job_id: num_left for job_id, (_, num_left) in counted.items()}
 
 
 def _lock_job_if_there(tx: Connection, job_id: str) -> JobState | None:
@@ -331,8 +365,12 @@ def isolate(database: Database, lease: Lease) -> None:
         transitions.isolate_chunk(tx, lease)
 
 
-def write_results(tx: Connection, records: Sequence[Record], now: float) -> None:
-    """Insert results, finished `now`; the caller holds their chunks, and adds them to the sums."""
+def _write_results(
+    tx: Connection, records: Sequence[Record], first_positions: Mapping[str, int], now: float
+) -> None:
+    """Insert results, finished `now`, from each job's first position on; the caller holds their chunks, and has added
+    them to their jobs' sums, which told the positions."""
+    positions = {job_id: count(first) for job_id, first in first_positions.items()}
     rows = [
         (
             one.lease.job_id,
@@ -346,6 +384,9 @@ def write_results(tx: Connection, records: Sequence[Record], now: float) -> None
             result.error_message,
             one.lease.attempt + result.num_retries,
             now,
+            next(positions[one.lease.job_id]),
+            result.content_key,
+            result.reused_from,
         )
         for one in records
         for result in one.results
@@ -356,9 +397,11 @@ def write_results(tx: Connection, records: Sequence[Record], now: float) -> None
 
 def tally_of(batch: Sequence[NewResult]) -> Tally:
     num_succeeded = sum(result.status is ResultStatus.SUCCEEDED for result in batch)
+    generated = [result for result in batch if result.reused_from is None]
     return Tally(
         num_succeeded,
         len(batch) - num_succeeded,
-        sum(result.prompt_tokens or 0 for result in batch),
-        sum(result.completion_tokens or 0 for result in batch),
+        sum(result.prompt_tokens or 0 for result in generated),
+        sum(result.completion_tokens or 0 for result in generated),
+        len(batch) - len(generated),
     )

@@ -1,31 +1,36 @@
-"""What is read and never changed: jobs with their counts, results in pages, what can be claimed."""
+"""What is read and never changed: jobs with their counts, what can be claimed, workers."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import BindParameter, Connection, Row, Select, bindparam, func, select, union_all
+from sqlalchemy import Connection, Row, Select, func, select, true, union_all
 
 from db.database import Database
-from db.errors import NotFoundError
-from db.states import ALIVE_STATES, JobState, ResultStatus, WorkerState
+from db.errors import NotFoundError, no_such_job
+from db.labels import LABELS, LabelFilter, labels_of, newest_with
+from db.states import ALIVE_STATES, InputFormat, JobState, WorkerState
 from db.tables import (
     HAS_QUEUED_CHUNK,
     IS_CLAIMABLE,
     IS_QUEUED,
     IS_RUNNING,
     chunks,
+    job_workers,
     jobs,
     now_s,
-    requests,
-    results,
     the_time,
     workers,
 )
 
 # Rates of a job that runs are those of the last minute.
 _RATE_WINDOW_S = 60.0
-_PAGE_REQUESTS = 5_000
+
+# What every job's id begins with; and what stands for the newest, which no id is.
+ID_PREFIX = "job_"
+LAST_JOB = "last"
+_ID_CHARS = 32
+_NUM_CANDIDATES = 6
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,9 @@ class Counts:
 
 @dataclass(frozen=True)
 class Job:
-    """A job with its sums. Times are seconds since 1970, UTC; rates are None while nothing was measured."""
+    """A job with its sums; `sampling` and `selection` are JSON text. `num_reused` requests that succeeded were not
+    generated: neither tokens nor their rate count them. Times are seconds since 1970, UTC; rates are None while nothing
+    was measured. `ancestors` are the jobs that it runs requests of again: the first of all, and last its parent."""
 
     id: str
     name: str | None
@@ -60,6 +67,8 @@ class Job:
     card_sha256: str
     input_name: str
     input_sha256: str
+    input_format: InputFormat
+    sampling: str | None
     created_at: float
     started_at: float | None
     finished_at: float | None
@@ -68,6 +77,28 @@ class Job:
     completion_tokens: int
     requests_per_s: float | None
     completion_tokens_per_s: float | None
+    selection: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    num_retried: int = 0
+    ancestors: tuple[str, ...] = ()
+    is_reusing: bool = False
+    num_reused: int = 0
+
+    @property
+    def parent_id(self) -> str | None:
+        return self.ancestors[-1] if self.ancestors else None
+
+    @property
+    def root_id(self) -> str:
+        """Of its family: itself, if it was made of no other."""
+        return self.ancestors[0] if self.ancestors else self.id
+
+    @property
+    def elapsed_s(self) -> float | None:
+        """From its first claim to its end; None for a job that never ran, or is not over."""
+        if self.started_at is None or self.finished_at is None:
+            return None
+        return self.finished_at - self.started_at
 
     @property
     def eta_s(self) -> float | None:
@@ -78,35 +109,48 @@ class Job:
         return num_left / self.requests_per_s
 
 
-@dataclass(slots=True)  # not frozen, which takes four times as long to make: there are millions
-class Outcome:
-    """One request with what came of it; `result` is JSON text."""
+@dataclass(frozen=True)
+class Recipe:
+    """How a worker runs a job: the snapshot of its card, the sampling defaults that the submit gave, as JSON text, and
+    whether results of other jobs may be taken for its own."""
 
-    index: int
-    custom_id: str | None
-    status: ResultStatus
-    result: str | None
-    finish_reason: str | None
-    prompt_tokens: int | None
-    completion_tokens: int | None
-    error_code: str | None
-    error_message: str | None
+    card: str
+    sampling: str | None
+    is_reusing: bool
 
 
 @dataclass(frozen=True)
 class Worker:
+    """`num_results` and `completion_tokens` are of its whole life; the rate is of the last minute before its last
+    heartbeat, None before the first with a loaded engine. `num_chunks` is what it holds now."""
+
     id: str
     state: WorkerState
     card_name: str
     engine: str
     host: str
     pid: int
+    started_at: float
     heartbeat_age_s: float
+    num_chunks: int
+    num_results: int
+    completion_tokens: int
+    completion_tokens_per_s: float | None
+
+
+@dataclass(frozen=True)
+class JobWorker:
+    """A worker that ran something of a job; `details` is a JSON object, None before its engine was loaded."""
+
+    id: str
+    host: str
+    started_at: float
+    details: str | None
 
 
 def _visible() -> Select[tuple[object, ...]]:
     hidden = [state for state in JobState if not state.is_visible]
-    return select(jobs).where(jobs.c.state.not_in(hidden))
+    return select(jobs, LABELS).where(jobs.c.state.not_in(hidden))
 
 
 def get_job(database: Database, job_id: str) -> Job:
@@ -114,17 +158,63 @@ def get_job(database: Database, job_id: str) -> Job:
     with database.read() as tx:
         row = tx.execute(_visible().where(jobs.c.id == job_id)).one_or_none()
         if row is None:
-            raise NotFoundError(f"there is no job {job_id}; promptmill list shows the jobs there are")
+            raise no_such_job(job_id)
         return _jobs(tx, [row])[0]
 
 
-def list_jobs(database: Database, limit: int, states: Sequence[JobState] = ()) -> list[Job]:
-    """The newest `limit` jobs, newest first."""
-    statement = _visible().order_by(jobs.c.created_at.desc(), jobs.c.id.desc()).limit(limit)
+def find_job_id(database: Database, said: str) -> str:
+    """The id of the job that `said` means: an id, the beginning of just one (also without `job_`), or `last` for the
+    newest. NotFoundError when it means none or several."""
+    if said == LAST_JOB:
+        newest = list_jobs(database, 1)
+        if not newest:
+            raise NotFoundError("there is no job yet; promptmill submit FILE makes one")
+        return newest[0].id
+    if not said.strip():  # an empty variable of a script, and not the beginning of whichever job there is
+        raise no_such_job(said)
+    found: Sequence[str] = ()
+    for beginning in (said, f"{ID_PREFIX}{said}"):
+        # a range, for the index; and the beginning once more, since a collation may order letters in its own way
+        of_these = jobs.c.id.between(beginning, beginning + "z" * _ID_CHARS)
+        begun = of_these & jobs.c.id.startswith(beginning, autoescape=True)
+        statement = (
+            _visible().with_only_columns(jobs.c.id).where(begun).order_by(jobs.c.id).limit(_NUM_CANDIDATES)
+        )
+        with database.read() as tx:
+            found = tx.execute(statement).scalars().all()
+        if beginning in found:
+            return beginning
+        if found:
+            break
+    if len(found) > 1:
+        several = ", ".join(found[:-1] if len(found) == _NUM_CANDIDATES else found)
+        more = " and more" if len(found) == _NUM_CANDIDATES else ""
+        raise NotFoundError(f"{said} is the beginning of several jobs: {several}{more}; give more of the id")
+    if not found:
+        raise no_such_job(said)
+    return found[0]
+
+
+def list_jobs(
+    database: Database, limit: int, states: Sequence[JobState] = (), labels: Sequence[LabelFilter] = ()
+) -> list[Job]:
+    """The newest `limit` jobs, newest first; of those with all of `labels`."""
+    if labels:
+        statement = newest_with(_visible(), labels).limit(limit)
+    else:
+        statement = _visible().order_by(jobs.c.created_at.desc(), jobs.c.id.desc()).limit(limit)
     if states:
         statement = statement.where(jobs.c.state.in_(states))
     with database.read() as tx:
         return _jobs(tx, tx.execute(statement).all())
+
+
+def list_descendants(database: Database, job: Job) -> list[Job]:
+    """The jobs that run requests of `job` again, or of its descendants, in the order in which they were submitted."""
+    statement = _visible().where(jobs.c.root_id == job.root_id).order_by(jobs.c.created_at, jobs.c.id)
+    with database.read() as tx:
+        family = _jobs(tx, tx.execute(statement).all())
+    return [one for one in family if job.id in one.ancestors]
 
 
 def find_job_by_key(database: Database, idempotency_key: str) -> Job | None:
@@ -133,13 +223,24 @@ def find_job_by_key(database: Database, idempotency_key: str) -> Job | None:
         return _jobs(tx, [row])[0] if row is not None else None
 
 
-def find_unfinished_job(database: Database, input_sha256: str, card_sha256: str) -> Job | None:
-    """The newest job of this very input and card that is still to do; None when there is none."""
+def find_unfinished_job(
+    database: Database,
+    input_sha256: str,
+    card_sha256: str,
+    sampling: str | None = None,
+    name: str | None = None,
+    selection: str | None = None,
+) -> Job | None:
+    """The newest job of this very input, card, sampling and selection that is still to do, and of this name where one
+    is given; None when there is none."""
     statement = (
         _visible()
         .where(
             jobs.c.input_sha256 == input_sha256,
             jobs.c.card_sha256 == card_sha256,
+            jobs.c.sampling.is_not_distinct_from(sampling),
+            jobs.c.selection.is_not_distinct_from(selection),
+            true() if name is None else jobs.c.name == name,
             jobs.c.state.in_((JobState.QUEUED, JobState.IN_PROGRESS)),
         )
         .order_by(jobs.c.created_at.desc())
@@ -155,6 +256,12 @@ def get_card(database: Database, job_id: str) -> str:
     with database.read() as tx:
         card: str = tx.execute(select(jobs.c.card).where(jobs.c.id == job_id)).scalar_one()
         return card
+
+
+def get_recipe(database: Database, job_id: str) -> Recipe:
+    with database.read() as tx:
+        columns = (jobs.c.card, jobs.c.sampling, jobs.c.is_reusing)
+        return Recipe(*tx.execute(select(*columns).where(jobs.c.id == job_id)).one())
 
 
 def _jobs(tx: Connection, rows: Sequence[Row[Any]]) -> list[Job]:
@@ -182,7 +289,8 @@ def _job(tx: Connection, row: Row[Any], num_running: int) -> Job:
         cancelled=num_left if state is JobState.CANCELLED else 0,
         expired=num_left if state is JobState.EXPIRED else 0,
     )
-    if row.started_at is None:
+    if row.started_at is None or (state.is_final and row.num_retried):
+        # nothing ran for much of the time that a retried job took
         num, tokens, elapsed_s = 0.0, 0.0, 0.0
     elif state.is_final:
         num, tokens = counts.succeeded + counts.failed, row.completion_tokens
@@ -198,6 +306,8 @@ def _job(tx: Connection, row: Row[Any], num_running: int) -> Job:
         card_sha256=row.card_sha256,
         input_name=row.input_name,
         input_sha256=row.input_sha256,
+        input_format=InputFormat(row.input_format),
+        sampling=row.sampling,
         created_at=row.created_at,
         started_at=row.started_at,
         finished_at=row.finished_at,
@@ -206,6 +316,12 @@ def _job(tx: Connection, row: Row[Any], num_running: int) -> Job:
         completion_tokens=row.completion_tokens,
         requests_per_s=num / elapsed_s if num and elapsed_s > 0 else None,
         completion_tokens_per_s=tokens / elapsed_s if num and elapsed_s > 0 else None,
+        selection=row.selection,
+        labels=labels_of(row.labels),
+        num_retried=row.num_retried,
+        ancestors=tuple((row.ancestors or "").split()),
+        is_reusing=row.is_reusing,
+        num_reused=row.num_reused,
     )
 
 
@@ -235,78 +351,6 @@ def _recent(tx: Connection, job_id: str) -> tuple[float, float, float]:
         tokens += num_tokens * share
         since = min(since, begin)
     return num, tokens, now - since
-
-
-# Two statements and not one join, which Postgres makes by looking up each result for itself.
-_PAGE: dict[str, BindParameter[Any]] = {
-    "job_id": bindparam("job_id"),
-    "first": bindparam("first"),
-    "end": bindparam("end"),
-}
-_PAGE_REQUESTS_OF = (
-    select(requests.c.index, requests.c.custom_id)
-    .where(
-        requests.c.job_id == _PAGE["job_id"],
-        requests.c.index >= _PAGE["first"],
-        requests.c.index < _PAGE["end"],
-    )
-    .order_by(requests.c.index)
-)
-_PAGE_RESULTS_OF = (
-    select(
-        results.c.index,
-        results.c.status,
-        results.c.result,
-        results.c.finish_reason,
-        results.c.prompt_tokens,
-        results.c.completion_tokens,
-        results.c.error_code,
-        results.c.error_message,
-    )
-    .where(
-        results.c.job_id == _PAGE["job_id"], results.c.index >= _PAGE["first"], results.c.index < _PAGE["end"]
-    )
-    .order_by(results.c.index)
-)
-_STATUS_OF = {status.value: status for status in ResultStatus}
-# What a request without a result comes to once its job is over: status, result's columns, error.
-_NEVER_RAN = {
-    state.value: (
-        ResultStatus(state.value),
-        None,
-        None,
-        None,
-        None,
-        state.value,
-        f"the job {text} before this request ran",
-    )
-    for state, text in (
-        (JobState.CANCELLED, "was cancelled"),
-        (JobState.EXPIRED, "passed its deadline"),
-    )
-}
-
-
-def iterate_outcomes(database: Database, job_id: str) -> Iterator[Outcome]:
-    """Every request that has an outcome by now, in input order, in bounded memory.
-
-    Each page is a transaction of its own, so that a long export holds up nobody.
-    """
-    with database.read() as tx:
-        job = tx.execute(select(jobs.c.state, jobs.c.num_requests).where(jobs.c.id == job_id)).one_or_none()
-    if job is None:
-        return
-    never_ran = _NEVER_RAN.get(job.state)
-    for first in range(0, job.num_requests, _PAGE_REQUESTS):
-        page = {"job_id": job_id, "first": first, "end": first + _PAGE_REQUESTS}
-        with database.read() as tx:
-            asked = tx.execute(_PAGE_REQUESTS_OF, page).all()
-            outcome_of = {row[0]: row for row in tx.execute(_PAGE_RESULTS_OF, page).all()}
-        for index, custom_id in asked:
-            if (row := outcome_of.get(index)) is not None:
-                yield Outcome(index, custom_id, _STATUS_OF[row[1]], *row[2:])
-            elif never_ran is not None:
-                yield Outcome(index, custom_id, *never_ran)
 
 
 def list_finished(database: Database, older_than_s: float, limit: int) -> list[Job]:
@@ -348,6 +392,18 @@ def has_worker_loaded(database: Database, worker_id: str) -> bool:
     return state in (WorkerState.READY, WorkerState.DRAINING)
 
 
+def list_job_workers(database: Database, job_id: str) -> list[JobWorker]:
+    """The workers that ran anything of a job, the first one first."""
+    statement = (
+        select(workers.c.id, workers.c.host, workers.c.started_at, workers.c.details)
+        .join(job_workers, job_workers.c.worker_id == workers.c.id)
+        .where(job_workers.c.job_id == job_id)
+        .order_by(workers.c.started_at, workers.c.id)
+    )
+    with database.read() as tx:
+        return [JobWorker(*row) for row in tx.execute(statement)]
+
+
 def list_workers(database: Database, *, alive_only: bool = True) -> list[Worker]:
     """Workers, the latest heartbeat first."""
     statement = select(workers, (now_s() - workers.c.heartbeat_at).label("age")).order_by(
@@ -355,8 +411,11 @@ def list_workers(database: Database, *, alive_only: bool = True) -> list[Worker]
     )
     if alive_only:
         statement = statement.where(workers.c.state.in_(ALIVE_STATES))
+    # of all workers: what runs are no more chunks than these have slots
+    held = select(chunks.c.worker_id, func.count()).where(IS_RUNNING).group_by(chunks.c.worker_id)
     with database.read() as tx:
         rows = tx.execute(statement).all()
+        num_chunks = dict(tx.execute(held).tuples().all())
     return [
         Worker(
             row.id,
@@ -365,7 +424,12 @@ def list_workers(database: Database, *, alive_only: bool = True) -> list[Worker]
             row.engine,
             row.host,
             row.pid,
+            row.started_at,
             row.age,
+            num_chunks.get(row.id, 0),
+            row.num_results,
+            row.completion_tokens,
+            row.completion_tokens_per_s,
         )
         for row in rows
     ]

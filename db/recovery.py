@@ -150,10 +150,7 @@ def _judge(tx: Connection, lease: Lease, job_state: JobState, max_attempts: int)
         message = f"the worker died while this request ran alone (attempt {lease.attempt})"
         failed = [NewResult(pending[0], error_code="engine_crash", error_message=message)]
         now = tx.execute(select(now_s())).scalar_one()
-        leases.write_results(tx, [Record(lease, failed, is_last=True)], now)
-        tally = leases.tally_of(failed)
-        transitions.finish_chunk(tx, lease, tally)
-        transitions.count_results(tx, lease.job_id, tally)
+        leases.write_and_count(tx, [Record(lease, failed, is_last=True)], now)
         return _Death.GIVEN_UP
     transitions.split_chunk(tx, lease, _parts(tx, lease, pending))
     return _Death.SPLIT
@@ -171,6 +168,7 @@ def _parts(tx: Connection, lease: Lease, pending: Sequence[int]) -> list[Part]:
             results.c.result,
             results.c.prompt_tokens,
             results.c.completion_tokens,
+            results.c.reused_from,
         ).where(
             results.c.job_id == lease.job_id,
             results.c.index >= lease.first_index,
@@ -178,8 +176,14 @@ def _parts(tx: Connection, lease: Lease, pending: Sequence[int]) -> list[Part]:
         )
     ).all()
     there = [
-        NewResult(index, result, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
-        for index, result, prompt_tokens, completion_tokens in rows
+        NewResult(
+            index,
+            result,
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
+            reused_from=reused_from,
+        )
+        for index, result, prompt_tokens, completion_tokens, reused_from in rows
     ]
     return [
         Part(first, end - first, leases.tally_of([one for one in there if first <= one.index < end]))

@@ -7,7 +7,8 @@ Job
   in_progress   a chunk has been claimed at least once. Crashes of workers leave it here.
   cancelling    somebody asked to cancel; chunks that run may still write what they finished.
   completed, cancelled, expired   over: no chunk runs, no lease lives. Requests without a result came to what the
-                job came to: a cancel and a deadline touch one row, however many are left.
+                job came to: a cancel and a deadline touch one row, however many are left. A completed job is queued
+                again when failed results of it are taken back (retry).
   deleting      on its way out, step by step, and invisible: a submit that was given up, or a job that somebody
                 deleted. A crash leaves it here, and the sweeper deletes on.
 
@@ -15,7 +16,7 @@ Chunk
   queued        can be claimed while its job is queued or in_progress. It gets here from submit, from its worker
                 (release), from the sweeper (requeue), or because its job's deadline passed while it ran (drop).
   running       leased: `lease_id` names the one worker that may write, until `lease_until` by the database's clock.
-  done          every request has a result.
+  done          every request has a result. It is queued again when failed ones are taken back (retry).
 
   A chunk whose worker died often becomes suspect: it is split, and each part runs alone in its worker, so that the
   next death names the guilty part. A single request whose worker died while it ran alone fails.
@@ -73,6 +74,17 @@ class WorkerState(StrEnum):
 ALIVE_STATES = (WorkerState.STARTING, WorkerState.READY, WorkerState.DRAINING)
 
 
+class InputFormat(StrEnum):
+    """The dialect that a job's lines came in."""
+
+    CARD = "card"
+    OPENAI = "openai"
+    CLOUDFLARE = "cloudflare"
+    ARRAY = "array"
+    CSV = "csv"
+    PARQUET = "parquet"
+
+
 class ResultStatus(StrEnum):
     """What a request can come to. `cancelled` and `expired` are never stored: they are requests without a result
     in a job of that state."""
@@ -112,6 +124,9 @@ JOB_ARROWS = _table(
     ("expire", {_J.QUEUED, _J.IN_PROGRESS}, _J.EXPIRED),
     ("abandon", {_J.VALIDATING}, _J.DELETING),
     ("delete", {_J.COMPLETED, _J.CANCELLED, _J.EXPIRED}, _J.DELETING),
+    # A cancelled or expired job stays over: its requests that never ran would run too, and have their positions
+    # behind all results already. `rerun` makes a new job of them.
+    ("retry", {_J.COMPLETED}, _J.QUEUED),
 )
 
 CHUNK_ARROWS = _table(
@@ -121,6 +136,7 @@ CHUNK_ARROWS = _table(
     ("requeue", {_C.RUNNING}, _C.QUEUED),
     ("split", {_C.RUNNING}, _C.QUEUED),
     ("drop", {_C.RUNNING}, _C.QUEUED),
+    ("retry", {_C.DONE}, _C.QUEUED),
 )
 
 WORKER_ARROWS = _table(

@@ -8,8 +8,8 @@ whatever writes results, may close the job or puts a chunk back.
 """
 
 import uuid
-from collections.abc import Sequence
-from dataclasses import asdict, astuple, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass, field
 from typing import Any
 
 from sqlalchemy import (
@@ -24,13 +24,21 @@ from sqlalchemy import (
     update,
 )
 
-from db.errors import LeaseLostError, NotFoundError, PromptmillError, WrongStateError
+from db.errors import (
+    LeaseLostError,
+    NotFoundError,
+    PromptmillError,
+    WrongStateError,
+    job_in_wrong_state,
+    no_such_job,
+)
 from db.states import (
     CHUNK_ARROWS,
     CLAIMABLE_STATES,
     JOB_ARROWS,
     WORKER_ARROWS,
     Arrow,
+    InputFormat,
     JobState,
     WorkerState,
 )
@@ -39,6 +47,9 @@ from db.tables import (
     HAS_RUNNING_CHUNK,
     IS_RUNNING,
     chunks,
+    generations,
+    job_labels,
+    job_workers,
     jobs,
     now_s,
     requests,
@@ -78,12 +89,17 @@ LEASE_COLUMNS = (
 
 @dataclass(frozen=True)
 class Tally:
-    """Sums over results."""
+    """Sums over results. `num_reused` of the succeeded ones were not generated, and their tokens do not count."""
 
     num_succeeded: int = 0
     num_failed: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    num_reused: int = 0
+
+    @property
+    def num_results(self) -> int:
+        return self.num_succeeded + self.num_failed
 
     def __add__(self, other: "Tally") -> "Tally":
         return Tally(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
@@ -103,7 +119,7 @@ class Part:
 
 @dataclass(frozen=True)
 class NewJob:
-    """What a submit knows of its job before it reads the first line."""
+    """What a submit knows of its job before it reads the first line; `sampling` and `selection` are JSON text."""
 
     id: str
     card_name: str
@@ -113,6 +129,12 @@ class NewJob:
     name: str | None = None
     priority: int = 0
     deadline_s: float | None = None
+    sampling: str | None = None
+    selection: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    # of a job that runs requests of others again: their ids, the first one first and its parent last
+    ancestors: tuple[str, ...] = ()
+    is_reusing: bool = False
 
 
 def _move(
@@ -136,9 +158,11 @@ def _move(
 def _refusal(tx: Connection, table: Table, what: str, key: Any, arrow: Arrow[Any]) -> PromptmillError:
     state = tx.execute(select(table.c.state).where(table.c.id == key)).scalar()
     if state is None:
-        return NotFoundError(f"there is no {what} {key}")
+        return no_such_job(key) if what == "job" else NotFoundError(f"there is no {what} {key}")
     if state in arrow.sources:
         return LeaseLostError(f"the lease on {what} {key} has passed to somebody else")
+    if what == "job":
+        return job_in_wrong_state(key, state, frozenset(arrow.sources))
     return WrongStateError(f"{what} {key}", state, frozenset(arrow.sources))
 
 
@@ -157,11 +181,22 @@ def stage_job(tx: Connection, job: NewJob, submit_lease_s: float) -> None:
             card_sha256=job.card_sha256,
             card=job.card,
             input_name=job.input_name,
+            sampling=job.sampling,
+            selection=job.selection,
+            root_id=job.ancestors[0] if job.ancestors else None,
+            ancestors=" ".join(job.ancestors) or None,
+            is_reusing=job.is_reusing,
             created_at=now_s(),
             submit_lease_until=now_s() + submit_lease_s,
             deadline_at=None if job.deadline_s is None else now_s() + job.deadline_s,
         )
     )
+    if job.labels:
+        created_at = select(jobs.c.created_at).where(jobs.c.id == job.id).scalar_subquery()
+        tx.execute(
+            insert(job_labels).values(created_at=created_at),
+            [{"job_id": job.id, "key": key, "value": value} for key, value in job.labels.items()],
+        )
 
 
 def renew_submit(tx: Connection, job_id: str, submit_lease_s: float) -> None:
@@ -188,6 +223,13 @@ def delete_job(tx: Connection, job_id: str) -> None:
     _move(tx, jobs, "job", job_id, JOB_ARROWS["delete"], finished_at=None, idempotency_key=None)
 
 
+def retry_job(tx: Connection, job_id: str, taken: Tally = _NONE) -> None:
+    """completed -> queued, without the failed results that this transaction takes back. The deadline was for the time
+    before: with it the job would expire at once."""
+    lowered = _lowered(jobs, taken)
+    _move(tx, jobs, "job", job_id, JOB_ARROWS["retry"], finished_at=None, deadline_at=None, **lowered)
+
+
 def _submit_lives() -> ColumnElement[bool]:
     return jobs.c.submit_lease_until > now_s()
 
@@ -200,6 +242,7 @@ def enqueue_job(
     num_failed: int,
     input_sha256: str,
     idempotency_key: str | None,
+    input_format: InputFormat = InputFormat.CARD,
 ) -> None:
     """validating -> queued: the job is whole and visible from here on. `num_failed` lines were bad, and kept.
 
@@ -216,13 +259,15 @@ def enqueue_job(
         num_failed=num_failed,
         input_sha256=input_sha256,
         idempotency_key=idempotency_key,
+        input_format=input_format,
         submit_lease_until=None,
     )
 
 
 def start_job(tx: Connection, job_id: str) -> None:
-    """queued -> in_progress, at the first claim."""
-    _move(tx, jobs, "job", job_id, JOB_ARROWS["start"], started_at=now_s())
+    """queued -> in_progress, at the first claim; it started then, however often it is queued again."""
+    started_at = func.coalesce(jobs.c.started_at, now_s())
+    _move(tx, jobs, "job", job_id, JOB_ARROWS["start"], started_at=started_at)
 
 
 def complete_job(tx: Connection, job_id: str) -> None:
@@ -264,7 +309,7 @@ def lock_job(tx: Connection, job_id: str) -> JobState:
     statement = select(jobs.c.state).where(jobs.c.id == job_id).with_for_update(key_share=True)
     state = tx.execute(statement).scalar()
     if state is None:
-        raise NotFoundError(f"there is no job {job_id}")
+        raise no_such_job(job_id)
     return JobState(state)
 
 
@@ -284,24 +329,60 @@ def close_job_if_over(tx: Connection, job_id: str, state: JobState) -> JobState:
     return state
 
 
-def count_results(tx: Connection, job_id: str, tally: Tally) -> int:
-    """Add results that this transaction writes to the job's sums; how many requests have none yet. The caller holds
-    `lock_job`."""
-    num_left = jobs.c.num_requests - jobs.c.num_succeeded - jobs.c.num_failed
-    counted = update(jobs).where(jobs.c.id == job_id).values(_raised(jobs, tally)).returning(num_left)
-    return int(tx.execute(counted).scalar_one())
+def count_results(tx: Connection, job_id: str, tally: Tally) -> tuple[int, int]:
+    """Add results that this transaction writes to the job's sums; the position of the first of them, and how many
+    requests have none yet. The caller holds `lock_job`."""
+    num_results = jobs.c.num_succeeded + jobs.c.num_failed
+    counted = update(jobs).where(jobs.c.id == job_id).values(_raised(jobs, tally))
+    told = counted.returning(num_results + jobs.c.num_retried, jobs.c.num_requests - num_results)
+    last_position, num_left = tx.execute(told).one()
+    return int(last_position) - tally.num_results + 1, int(num_left)
+
+
+def uncount_results(tx: Connection, job_id: str, taken: Tally) -> None:
+    """`retry_job` for a job that is queued or in progress already: no move. The caller holds `lock_job`."""
+    tx.execute(update(jobs).where(jobs.c.id == job_id).values(_lowered(jobs, taken)))
 
 
 def _raised(table: Table, tally: Tally) -> dict[str, Any]:
     return {name: table.c[name] + value for name, value in asdict(tally).items()}
 
 
+def _lowered(table: Table, taken: Tally) -> dict[str, Any]:
+    values = {name: table.c[name] - value for name, value in asdict(taken).items()}
+    if table is jobs:
+        values["num_retried"] = jobs.c.num_retried + taken.num_results
+    return values
+
+
+def take_back(
+    tx: Connection, job_id: str, first_index: int, num_requests: int, error_codes: Sequence[str]
+) -> Tally:
+    """Delete the failed results with one of these codes in a range of a job's requests, and sum them up; a bad line's
+    stays, which has no request to run. The caller holds `lock_job`, and corrects the sums of job and chunk."""
+
+    def is_in_range(table: Table) -> ColumnElement[bool]:
+        return (table.c.job_id == job_id) & table.c.index.between(first_index, first_index + num_requests - 1)
+
+    can_run = select(requests.c.index).where(is_in_range(requests), requests.c.body.is_not(None))
+    taken = tx.execute(
+        delete(results)
+        .where(is_in_range(results), results.c.error_code.in_(error_codes), results.c.index.in_(can_run))
+        .returning(results.c.prompt_tokens, results.c.completion_tokens)
+    ).all()
+    return Tally(
+        num_failed=len(taken),
+        prompt_tokens=sum(row.prompt_tokens or 0 for row in taken),
+        completion_tokens=sum(row.completion_tokens or 0 for row in taken),
+    )
+
+
 def erase_rows(tx: Connection, job_id: str, limit: int) -> bool:
-    """Delete up to `limit` requests of a deleting job and their results; False when none was left."""
+    """Delete up to `limit` requests of a deleting job with what there is of them; False when none was left."""
     first = tx.execute(select(func.min(requests.c.index)).where(requests.c.job_id == job_id)).scalar()
     if first is None:
         return False
-    for table in (results, requests):
+    for table in (generations, results, requests):
         tx.execute(
             delete(table).where(
                 table.c.job_id == job_id,
@@ -321,7 +402,8 @@ def erase_job(tx: Connection, job_id: str) -> bool:
         return False
     if state != JobState.DELETING:
         raise WrongStateError(f"job {job_id}", state, frozenset({JobState.DELETING}))
-    tx.execute(delete(chunks).where(chunks.c.job_id == job_id))
+    for table in (chunks, job_workers, job_labels):
+        tx.execute(delete(table).where(table.c.job_id == job_id))
     tx.execute(delete(jobs).where(jobs.c.id == job_id))
     return True
 
@@ -393,6 +475,13 @@ def requeue_chunk(tx: Connection, lease: Lease) -> None:
     _move_leased(tx, lease, "requeue")
 
 
+def retry_chunk(tx: Connection, chunk_id: int, taken: Tally) -> None:
+    """done -> queued, without the failed results that this transaction takes back. Its attempts begin anew; a suspect
+    stays one, since what killed its worker while it ran alone should be alone again."""
+    lowered = _lowered(chunks, taken)
+    _move(tx, chunks, "chunk", chunk_id, CHUNK_ARROWS["retry"], attempt=0, finished_at=None, **lowered)
+
+
 def split_chunk(tx: Connection, lease: Lease, parts: Sequence[Part]) -> None:
     """running -> queued, as suspects: the chunk keeps the first of `parts`, the others become chunks of their own.
 
@@ -449,9 +538,10 @@ def register_worker(tx: Connection, worker_id: str, card_name: str, engine: str,
     )
 
 
-def ready_worker(tx: Connection, worker_id: str) -> None:
-    """starting -> ready, or gone -> ready when a frozen worker wakes."""
-    _move(tx, workers, "worker", worker_id, WORKER_ARROWS["ready"], heartbeat_at=now_s())
+def ready_worker(tx: Connection, worker_id: str, details: str | None = None) -> None:
+    """starting -> ready, or gone -> ready when a frozen worker wakes, whose `details` stay (JSON text)."""
+    told = {} if details is None else {"details": details}
+    _move(tx, workers, "worker", worker_id, WORKER_ARROWS["ready"], heartbeat_at=now_s(), **told)
 
 
 def drain_worker(tx: Connection, worker_id: str) -> None:

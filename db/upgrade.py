@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Connection, text
 
 from db.database import HEAD_REVISION, Database
-from db.errors import DatabaseUnavailableError
+from db.errors import DatabaseUnavailableError, why
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -34,12 +34,24 @@ def _bring_to_head(database: Database) -> None:
     found = database.revision()
     if found == HEAD_REVISION:
         return
-    if not database.is_sqlite:
+    if not database.is_sqlite and not is_newer(found):
         raise DatabaseUnavailableError(
             f"the database {database.label} is at revision {found or 'none'} and not {HEAD_REVISION};"
             " run: promptmill db upgrade"
         )
     upgrade(database)
+
+
+def is_newer(revision: str | None) -> bool:
+    """Whether a database at this revision was written by a promptmill newer than this one: they are numbered."""
+    return revision is not None and revision.isdigit() and int(revision) > int(HEAD_REVISION)
+
+
+def _newer(database: Database, found: object) -> DatabaseUnavailableError:
+    return DatabaseUnavailableError(
+        f"the database {database.label} was written by a newer promptmill: it is at revision {found}, and this one"
+        f" knows {HEAD_REVISION}; run: pip install --upgrade promptmill"
+    )
 
 
 def config(connection: Connection | None = None) -> "Config":
@@ -56,6 +68,8 @@ def config(connection: Connection | None = None) -> "Config":
 
 def upgrade(database: Database) -> None:
     """Run the migrations that are missing. Safe to call again, and from several processes at once."""
+    if is_newer(found := database.revision()):
+        raise _newer(database, found)
     with _alone(database):
         database.call(lambda connection: _upgrade(database, connection))
 
@@ -73,7 +87,7 @@ def _upgrade(database: Database, connection: Connection) -> None:
             connection.commit()
     except CommandError as error:
         raise DatabaseUnavailableError(
-            f"the database {database.label} was written by a newer promptmill: {error}"
+            f"the database {database.label} is not one of promptmill's: {error}; name another file or database"
         ) from error
     finally:
         if not database.is_sqlite:
@@ -103,7 +117,11 @@ def _alone(database: Database) -> Iterator[None]:
         yield
         return
     path = Path(f"{database.url.database}.upgrade.lock")
-    with path.open("a") as lock:
+    try:
+        lock = path.open("a")
+    except OSError as error:
+        raise DatabaseUnavailableError(f"cannot make {path}, which upgrades lock: {why(error)}") from error
+    with lock:
         path.chmod(0o600)
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -1,12 +1,13 @@
 """A job's state as other programs read it."""
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
-from db import queries, recovery
+from db import queries
 from db.database import Database
 from db.errors import DatabaseUnavailableError
 from db.queries import Counts, Job
@@ -21,14 +22,18 @@ def counts_as_dict(counts: Counts) -> dict[str, int]:
 
 
 def job_as_dict(job: Job) -> dict[str, Any]:
-    """What `status --json` prints; times are ISO 8601 in UTC."""
+    """What `status --json` prints; times are ISO 8601 in UTC. `usage` does not count what was reused."""
     return {
         "id": job.id,
         "name": job.name,
         "model": job.card_name,
         "state": job.state,
         "priority": job.priority,
+        "labels": dict(job.labels),
+        "selection": json.loads(job.selection) if job.selection else None,
+        "parent": job.parent_id,
         "counts": counts_as_dict(job.counts),
+        "num_reused": job.num_reused,
         "usage": {
             "prompt_tokens": job.prompt_tokens,
             "completion_tokens": job.completion_tokens,
@@ -65,6 +70,8 @@ def wait(
     A database that is away is waited for, and `on_poll` is called with None meanwhile. NotFoundError at once
     for a job that is not there.
     """
+    from db import recovery  # `status` is quicker without it
+
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     while True:
         try:

@@ -12,6 +12,8 @@ from db.errors import CardError
 
 # Fields of a line that are ours and not the card's.
 OWN_FIELDS = frozenset({"custom_id"})
+# What stands beside a request and is kept with it: what it should be answered, for `promptmill compare`.
+REFERENCE_FIELDS = frozenset({"metadata", "reference", "match"})
 # What a form of a schema may refer to, and so needs when it is compiled alone.
 _SHARED_KEYWORDS = ("$schema", "$defs", "definitions")
 _MAX_MESSAGE_CHARS = 300
@@ -37,6 +39,22 @@ def check_schema(schema: Mapping[str, Any], where: str) -> None:
         raise CardError(f"{where} is not a JSON Schema: {reason}") from None
 
 
+def find_schema_fault(schema: Mapping[str, Any]) -> str | None:
+    """Why `schema`, which a request brings, is no JSON Schema that is whole in itself; None when it is one."""
+    try:
+        jsonschema_rs.meta.validate(dict(schema))
+    except jsonschema_rs.ValidationError as error:
+        where = format_path(error.instance_path)
+        return f"it is not a JSON Schema{f', at {where}' if where else ''}"
+    except (jsonschema_rs.ReferencingError, ValueError, TypeError):
+        return "it is not a JSON Schema: its $schema is unknown"
+    try:
+        jsonschema_rs.validator_for(dict(schema), retriever=_refuse_to_fetch)
+    except (jsonschema_rs.ReferencingError, ValueError, TypeError):
+        return "it is not a JSON Schema that is whole in itself: a $ref leads nowhere"
+    return None
+
+
 def format_path(parts: Sequence[str | int]) -> str:
     """("messages", 2, "role") as `messages[2].role`. What a terminal would not show as it is comes escaped, and a
     long name cut: a path is for reading, and its names may come from the file."""
@@ -55,12 +73,15 @@ class RequestSchema:
     """A card's input schema, compiled once: the verdict is the validator's alone."""
 
     def __init__(self, schema: Mapping[str, Any]) -> None:
-        self._validator = _compile(schema)
+        self._validator = compile_schema(schema)
         branches = schema.get("oneOf") or schema.get("anyOf") or [schema]
         if not all(isinstance(branch, dict) and "$ref" not in branch for branch in branches):
             raise ValueError("its forms, under oneOf or anyOf, must be objects that stand there themselves")
         shared = {name: schema[name] for name in _SHARED_KEYWORDS if name in schema}
-        self._branches = [(branch, _compile({**shared, "type": "object", **branch})) for branch in branches]
+        self._branches = [
+            (branch, compile_schema({**shared, "type": "object", **branch})) for branch in branches
+        ]
+        self._shared: Mapping[str, Any] = schema.get("properties", {})
         self.known_fields = frozenset(
             name for part in [schema, *branches] for name in part.get("properties", {})
         )
@@ -91,7 +112,7 @@ class RequestSchema:
         """The fields that the form of a valid `body` knows, and the defaults that the schema gives them."""
         for branch, validator in self._branches:
             if validator.is_valid(body):
-                properties: Mapping[str, Any] = branch.get("properties", {})
+                properties: Mapping[str, Any] = {**self._shared, **branch.get("properties", {})}
                 defaults = {
                     name: field["default"]
                     for name, field in properties.items()
@@ -136,8 +157,11 @@ class RequestSchema:
         return " with ".join(branch.get("required", [])) or "another form"
 
 
-def _compile(schema: Mapping[str, Any]) -> jsonschema_rs.Validator:
-    return jsonschema_rs.validator_for(dict(schema), mask=_MASK, retriever=_refuse_to_fetch)
+def compile_schema(schema: Mapping[str, Any]) -> jsonschema_rs.Validator:
+    # a format is a note on the value, in drafts too where the validator would otherwise hold the value against it
+    return jsonschema_rs.validator_for(
+        dict(schema), mask=_MASK, retriever=_refuse_to_fetch, validate_formats=False
+    )
 
 
 def _refuse_to_fetch(uri: str) -> Any:

@@ -1,58 +1,65 @@
-"""The settings: environment variables PROMPTMILL_*, then `promptmill.toml` in the home folder, then defaults."""
+"""The settings: environment variables PROMPTMILL_*, then `promptmill.toml` in the working folder, then the one in the
+home folder, then defaults."""
 
 import difflib
 import json
 import os
-import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationError, field_validator, model_validator
-from pydantic_settings import (
-    BaseSettings,
-    NoDecode,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-    TomlConfigSettingsSource,
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
 )
 
 from db.errors import SettingsError
+from jobs.layers import PREFIX as PREFIX
+from jobs.layers import TOML_NAME, Layer, environment_layer, expand, merge, read_toml
 
-PREFIX = "PROMPTMILL_"
 # The longest path a Unix socket may have is 107 bytes (sun_path).
 _MAX_SOCKET_PATH_BYTES = 107
 _SOCKET_NAME = "redis.sock"
 
 
+def _working_folder() -> Path:
+    try:
+        return Path.cwd()
+    except FileNotFoundError:
+        raise SettingsError("the working folder is there no more; go to another one: cd") from None
+
+
 def default_home() -> Path:
     """`./.promptmill` where there is one, as a checkout after `make run` has; else `~/.promptmill`."""
-    local = Path.cwd() / ".promptmill"
-    return local if local.is_dir() else Path.home() / ".promptmill"
+    local = _working_folder() / ".promptmill"
+    return local if local.is_dir() else expand("~/.promptmill", "its default")
 
 
-def _expanded(home: Path) -> Path:
+def _decoded(value: Any) -> Any:
+    """A JSON object is what a variable may hold."""
+    if not isinstance(value, str):
+        return value
     try:
-        return home.expanduser()
-    except RuntimeError:
-        raise SettingsError(f"setting home ({PREFIX}HOME): there is no such user's home folder") from None
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        raise ValueError('give a JSON object, like {"max_num_seqs": 128}') from None
 
 
-def _home_of_environment() -> Path:
-    """The home whose promptmill.toml is read."""
-    home = os.environ.get(f"{PREFIX}HOME")
-    return (_expanded(Path(home)) if home else default_home()).absolute()
-
-
-class Settings(BaseSettings):
+class Settings(BaseModel):
     """Every setting; a name ends in its unit where it has one."""
 
-    model_config = SettingsConfigDict(
-        env_prefix=PREFIX,
+    model_config = ConfigDict(
         extra="forbid",
         frozen=True,
-        # an empty variable is what compose and shells make of one that is not set
-        env_ignore_empty=True,
+        validate_default=True,
         # no time here may be without end
         allow_inf_nan=False,
     )
@@ -88,7 +95,7 @@ class Settings(BaseSettings):
         ge=1,
         description="Room for the KV cache of an engine on the CPU; empty: a quarter of the memory, up to 16.",
     )
-    engine_args: Annotated[dict[str, Any], NoDecode] = Field(
+    engine_args: Annotated[dict[str, Any], BeforeValidator(_decoded)] = Field(
         default_factory=dict,
         description="vLLM's engine arguments, as a JSON object; they have the last word. See --engine-arg.",
     )
@@ -132,27 +139,35 @@ class Settings(BaseSettings):
         ge=1024,
         description="The longest line an input file may have.",
     )
+    max_line_depth: int = Field(
+        100,
+        ge=3,  # what messages take
+        le=1_000,
+        description="How many arrays and objects of a line may stand inside each other.",
+    )
 
     @field_validator("home")
     @classmethod
     def _absolute(cls, home: Path) -> Path:
-        return _expanded(home).absolute()
-
-    @field_validator("engine_args", mode="before")
-    @classmethod
-    def _decoded(cls, value: Any) -> Any:
-        if not isinstance(value, str):
-            return value
-        try:
-            return json.loads(value)
-        except (ValueError, RecursionError):
-            raise ValueError('give a JSON object, like {"max_num_seqs": 128}') from None
+        return _working_folder() / expand(home, f"{PREFIX}HOME")
 
     @field_validator("broker_url")
     @classmethod
     def _is_redis(cls, url: str) -> str:
-        if url and not url.startswith(("redis://", "rediss://", "redis+socket://")):
+        if not url:
+            return url
+        first = url.partition(";")[0]  # others may follow, to fall back on
+        if not first.startswith(("redis://", "rediss://", "redis+socket://")):
             raise ValueError("tickets travel over Redis: give a redis://, rediss:// or redis+socket:// URL")
+        try:
+            parts = urlsplit(first)
+            is_whole = parts.port != 0 and first.count("@") <= 1
+        except ValueError:  # which would quote what stands there: perhaps half of a password
+            is_whole = False
+        if not is_whole:
+            raise ValueError("its port is no number; in a password write %40 for @, %2F for / and %23 for #")
+        if parts.scheme != "redis+socket" and not (parts.path.strip("/") or "0").isdigit():
+            raise ValueError("behind the host comes the number of a database: redis://host:6379/0")
         return url
 
     @model_validator(mode="after")
@@ -165,22 +180,6 @@ class Settings(BaseSettings):
         if self.flush_s * 2 > self.lease_s:
             raise ValueError(f"flush_s ({self.flush_s:g}) must be at most half of lease_s ({self.lease_s:g})")
         return self
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003  pydantic-settings hands it over
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003  the same
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        path = _home_of_environment() / "promptmill.toml"
-        return (
-            init_settings,
-            env_settings,
-            TomlConfigSettingsSource(settings_cls, toml_file=path),
-        )
 
     @property
     def resolved_database_url(self) -> str:
@@ -208,45 +207,83 @@ class Settings(BaseSettings):
         return self.broker_url
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """The settings in force, and for each that is not a default the layer that says it."""
+
+    settings: Settings
+    said_by: dict[str, Layer]
+
+
 def load_settings(**overrides: Any) -> Settings:
     """The settings in force; SettingsError names every one that is unknown, malformed or contradictory."""
-    unknown = [
-        name
-        for name in os.environ
-        if name.startswith(PREFIX) and name.removeprefix(PREFIX).lower() not in Settings.model_fields
-    ]
-    if unknown:
-        raise SettingsError("\n".join(_unknown(name, PREFIX) for name in unknown))
+    return load(**overrides).settings
+
+
+def load(**overrides: Any) -> Loaded:
+    layers = _layers(overrides)
+    _refuse_unknown(layers)
+    values, said_by = merge(layers)
     try:
-        settings = Settings(**overrides)
-        if "home" not in overrides and settings.home != _home_of_environment():
-            # a worker started for that other home would read that one's promptmill.toml, and not this
-            raise SettingsError(f"promptmill.toml: home is where the file lies; set {PREFIX}HOME instead")
-        return settings
+        return Loaded(Settings(**values), said_by)
     except ValidationError as error:
-        raise SettingsError("\n".join(_explain(dict(problem)) for problem in error.errors())) from None
-    except tomllib.TOMLDecodeError as error:
-        raise SettingsError(f"promptmill.toml is not TOML: {error}") from None
-    except UnicodeDecodeError:
-        raise SettingsError("promptmill.toml is not UTF-8 text") from None
-    except OSError as error:
-        raise SettingsError(f"cannot read promptmill.toml: {error.strerror}") from None
+        problems = [_explain(dict(problem), said_by) for problem in error.errors()]
+    raise SettingsError("\n".join(problems))
 
 
-def _explain(problem: dict[str, Any]) -> str:
-    name = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        return _unknown(f"promptmill.toml: {name}", "promptmill.toml: ")
-    message = problem["msg"].removeprefix("Value error, ")
-    # the value is not shown: a URL may hold a password
-    return f"setting {name} ({PREFIX}{name.upper()}): {message}" if name else f"settings: {message}"
+def _layers(overrides: dict[str, Any]) -> list[Layer]:
+    """The first that says a setting counts. Those before the home's file decide which home that is."""
+    layers = [Layer("caller", overrides, dict.fromkeys(overrides, "the caller")), environment_layer()]
+    folder = _working_folder()
+    if (here := read_toml(folder / TOML_NAME, is_found_by_chance=True)) is not None:
+        layers.append(here)
+    home = _home(layers)
+    if home == folder or (in_home := read_toml(home / TOML_NAME)) is None:
+        return layers
+    if in_home.values.get("home", str(home)) != str(home):
+        # a worker started for that other home would read that one's file, and not this
+        place = in_home.places["home"]
+        raise SettingsError(f"{place}: home is the folder of this file; set {PREFIX}HOME instead")
+    return [*layers, in_home]
 
 
-def _unknown(name: str, prefix: str) -> str:
+def _home(layers: Iterable[Layer]) -> Path:
+    values, said_by = merge(layers)
+    home = values.get("home")
+    if not isinstance(home, str | Path):  # what else it may be is refused with the other settings
+        return default_home()
+    return _working_folder() / expand(home, said_by["home"].places["home"])
+
+
+def _refuse_unknown(layers: Iterable[Layer]) -> None:
+    unknown = [
+        (name, layer) for layer in layers for name in layer.places if name not in Settings.model_fields
+    ]
+    if not unknown:
+        return
+    lines = [_unknown(name, layer) for name, layer in unknown]
+    if not all("did you mean" in line for line in lines):
+        lines.append(f"the settings are: {', '.join(Settings.model_fields)}")
+    raise SettingsError("\n".join(lines))
+
+
+def _unknown(name: str, layer: Layer) -> str:
+    is_variable = layer.source == "environment"
     # compared without the prefix, which would make any two names alike
-    near = difflib.get_close_matches(name.removeprefix(prefix).lower(), Settings.model_fields, n=1)
-    if not near:
-        return f"{name} is not a setting"
-    return (
-        f"{name} is not a setting; did you mean {PREFIX + near[0].upper() if prefix == PREFIX else near[0]}?"
-    )
+    near = difflib.get_close_matches(name.removeprefix(PREFIX).lower(), Settings.model_fields, n=1)
+    place = layer.places[name]
+    what = f"{place if is_variable else f'{place}: {name}'} is not a setting"
+    return f"{what}; did you mean {PREFIX + near[0].upper() if is_variable else near[0]}?" if near else what
+
+
+def _explain(problem: dict[str, Any], said_by: dict[str, Layer]) -> str:
+    # the value is not shown: a URL may hold a password
+    message = problem["msg"].removeprefix("Value error, ")
+    if not problem["loc"]:  # settings that contradict each other
+        places = [
+            f"{name} is from {layer.places[name]}" for name, layer in said_by.items() if name in message
+        ]
+        return "; ".join([f"settings: {message}", *places])
+    name = str(problem["loc"][0])
+    place = said_by[name].places[name] if name in said_by else "its default"
+    return f"setting {name} ({place}): {message}"

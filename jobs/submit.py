@@ -1,25 +1,33 @@
 """Handing in a file: checked and stored in one pass, visible only when whole."""
 
 import contextlib
+import hashlib
 import secrets
-import threading
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from db import queries, recovery, submits
 from db.database import Database
-from db.errors import DatabaseUnavailableError, InputError, NotFoundError, PromptmillError
+from db.errors import DatabaseUnavailableError, InputError, NotFoundError
 from db.queries import Job
+from db.states import InputFormat
 from db.submits import NewChunk, NewRequest
 from db.transitions import NewJob
+from jobs.admission import CheckTokens, open_admission
 from jobs.cards import Card
+from jobs.dialects.inputs import Inputs
+from jobs.dialects.reading import Reading
+from jobs.errors_file import open_errors_file
+from jobs.keeping import kept_alive
 from jobs.progress import counts_as_dict
-from jobs.reader import InputFile, hash_file
+from jobs.reader import LineLimits, hash_inputs
+from jobs.seeds import job_sampling_text
+from jobs.selection import Selection
 from jobs.settings import Settings
-from jobs.validation import CheckedLine, LineChecker, Report, open_errors_file
+from jobs.validation import CheckedLine, LineChecker, Report, Source
 
 # What is written at once: lines may be long, so their number alone would not bound memory.
 _BATCH_REQUESTS = 8_192
@@ -44,9 +52,23 @@ class SubmitOptions:
     on_invalid: OnInvalid = OnInvalid.REJECT
     strict: bool = False
     idempotency_key: str | None = None
-    # the input's hash and the card's as idempotency key
+    # the input's hash, the card's, the sampling, the selection and the name as idempotency key
     once: bool = False
     errors_path: str | None = None
+    check_tokens: CheckTokens = CheckTokens.IF_LOCAL
+    # defaults for requests that do not say otherwise; they go before the card's
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    # take results of other jobs: how this one comes to its results, and no part of what it is
+    reuse: bool = False
+    reading: Reading = field(default_factory=Reading)
+    # which requests of the input are taken
+    selection: Selection = field(default_factory=Selection)
+    # for people, and no part of what makes a second submit the same
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    def sampling_text(self, card: Card) -> str | None:
+        """`sampling` as the job keeps it, None for none; SettingsError names what is wrong."""
+        return job_sampling_text(self.sampling, card.limits.max_total_tokens, card.sampling)
 
 
 @dataclass(frozen=True)
@@ -54,7 +76,7 @@ class Submitted:
     """`created` is False when an earlier job with the same idempotency key answers.
 
     Then there is no report, unless that job came while this file was read; `is_same_input` says whether it was
-    submitted with this very file, None where it cannot be told (stdin).
+    submitted with these very requests, None where it cannot be told (stdin).
     """
 
     job: Job
@@ -76,84 +98,116 @@ class InputRefusedError(InputError):
 
 def new_job_id() -> str:
     """50 random bits behind `job_`."""
-    return "job_" + "".join(secrets.choice(_ID_ALPHABET) for _ in range(_ID_LENGTH))
+    return queries.ID_PREFIX + "".join(secrets.choice(_ID_ALPHABET) for _ in range(_ID_LENGTH))
 
 
 def submit(
     database: Database,
     settings: Settings,
     card: Card,
-    path: str,
+    paths: str | Sequence[str],
     options: SubmitOptions,
 ) -> Submitted:
-    """Store the file at `path` (`-` is stdin) as a job. Memory is bounded whatever its size.
+    """Store a file, or several one after the other, as one job; `-` is stdin. Memory is bounded whatever their size.
 
     Raises InputRefusedError for bad lines under `reject`, InputError for a file that cannot be read or has no
     line. On any error, Ctrl-C included, nothing stays stored. With a key a second call returns the first job.
     """
     key = options.idempotency_key
-    sha256 = hash_file(path) if key or options.once else None
+    paths = [paths] if isinstance(paths, str) else paths
+    options.sampling_text(card)  # what is wrong with it is said before a file is read
+    sha256 = hash_inputs(paths, options.reading.mapping) if key or options.once else None
     if options.once and sha256 is not None:
-        key = _once_key(sha256, card)
+        key = _once_key(sha256, card, options)
     if key is not None and (found := queries.find_job_by_key(database, key)):
-        return Submitted(found, False, None, found.input_sha256 == sha256 if sha256 else None)
-    errors_file = open_errors_file(options.errors_path, path)
+        return Submitted(found, False, None, _is_same(found, sha256, options) if sha256 else None)
+    admission, note = open_admission(card, settings, options.check_tokens, options.sampling)
+    errors_file = open_errors_file(options.errors_path, paths)
     try:
-        with InputFile(path) as source:
-            checker = LineChecker(card, strict=options.strict, errors_file=errors_file)
-            job_id, created = _Staging(database, settings, card, options).store(source, checker, key)
+        with Inputs(
+            paths, card, options.reading, is_strict=options.strict, selection=options.selection
+        ) as source:
+            checker = LineChecker(
+                card,
+                LineLimits.of(settings),
+                strict=options.strict,
+                errors_file=errors_file,
+                sampling=options.sampling,
+                admission=admission,
+            )
+            checker.report.notes += [note] if note else []
+            job_id, created = Staging(database, settings, card, options).store(source, checker, key)
+            checker.report.notes += source.notes
             sha256 = source.sha256
     finally:
         if errors_file is not None:
             errors_file.close()
     job = queries.get_job(database, job_id)
-    return Submitted(job, created, checker.report, None if created else job.input_sha256 == sha256)
+    return Submitted(job, created, checker.report, None if created else _is_same(job, sha256, options))
 
 
-def _once_key(sha256: str, card: Card) -> str:
-    return f"once:{sha256}:{card.sha256}"
+def _is_same(job: Job, sha256: str, options: SubmitOptions) -> bool:
+    return (job.input_sha256, job.selection) == (sha256, options.selection.text)
 
 
-@contextlib.contextmanager
-def _kept_alive(database: Database, job_id: str) -> Iterator[None]:
-    """Renew the submit's lease meanwhile, from a thread: a pipe may stall for hours, and is not dead."""
-    is_over = threading.Event()
-
-    def renew() -> None:
-        while not is_over.wait(submits.SUBMIT_LEASE_S / 4):
-            # whatever is wrong, the submit itself meets it too, and says so
-            with contextlib.suppress(PromptmillError):
-                submits.renew(database, job_id)
-
-    thread = threading.Thread(target=renew, name="submit lease", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        is_over.set()
-        # no longer, should the database hang: a renewal that comes late finds nothing to renew
-        thread.join(1)
+def _once_key(sha256: str, card: Card, options: SubmitOptions) -> str:
+    """The name counts too: the same evaluations run once a night, each night under a name of its own."""
+    key = f"once:{sha256}:{card.sha256}"
+    parts = {"": options.sampling_text(card), "name-": options.name, "selection-": options.selection.text}
+    for label, text in parts.items():
+        if text is not None:
+            key += f":{label}{hashlib.sha256(_storable(text).encode()).hexdigest()}"
+    return key
 
 
-class _Staging:
-    """One job on its way from the file to the database."""
+class JobSource(Source, Protocol):
+    """All lines of a job; the last two are known after the last one."""
 
-    def __init__(self, database: Database, settings: Settings, card: Card, options: SubmitOptions) -> None:
+    @property
+    def name(self) -> str: ...
+    @property
+    def sha256(self) -> str: ...
+    @property
+    def input_format(self) -> InputFormat: ...
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """What a job comes from that runs requests of others again; `root_index` is told by a line's number."""
+
+    ancestors: tuple[str, ...]
+    root_index: Callable[[int], int]
+
+
+class Staging:
+    """One job on its way to the database."""
+
+    def __init__(
+        self,
+        database: Database,
+        settings: Settings,
+        card: Card,
+        options: SubmitOptions,
+        lineage: Lineage | None = None,
+    ) -> None:
         self._database = database
         self._settings = settings
         self._card = card
         self._options = options
+        self._lineage = lineage
+        self._sampling = options.sampling_text(card)
         self._job_id = new_job_id()
         self._chunk = _OpenChunk(0)
         self._is_read = False
         self._is_refused = False
 
-    def store(self, source: InputFile, checker: LineChecker, key: str | None) -> tuple[str, bool]:
+    def store(self, source: JobSource, checker: LineChecker, key: str | None = None) -> tuple[str, bool]:
         """The id of the job that answers, and whether it is this one."""
-        with _kept_alive(self._database, self._job_id):
+        # a pipe may stall for hours, and is not dead
+        with kept_alive(lambda: submits.renew(self._database, self._job_id), submits.SUBMIT_LEASE_S):
             return self._store(source, checker, key)
 
-    def _store(self, source: InputFile, checker: LineChecker, key: str | None) -> tuple[str, bool]:
+    def _store(self, source: JobSource, checker: LineChecker, key: str | None) -> tuple[str, bool]:
         name = Path(source.name).name
         submits.begin(
             self._database,
@@ -166,18 +220,24 @@ class _Staging:
                 _storable(self._options.name) if self._options.name else None,
                 self._options.priority,
                 self._options.deadline_s,
+                self._sampling,
+                self._options.selection.text,
+                self._options.labels,
+                self._lineage.ancestors if self._lineage else (),
+                self._options.reuse,
             ),
         )
         try:
             self._store_lines(source, checker)
             if self._options.once:
-                key = _once_key(source.sha256, self._card)
+                key = _once_key(source.sha256, self._card, self._options)
             created = submits.commit(
                 self._database,
                 self._job_id,
                 num_requests=checker.report.num_lines,
                 num_failed=checker.report.num_invalid,
                 input_sha256=source.sha256,
+                input_format=source.input_format,
                 idempotency_key=key,
             )
         except DatabaseUnavailableError:
@@ -195,11 +255,17 @@ class _Staging:
             raise InputError("another submit with the same key came first and was undone; submit again")
         return first.id, False
 
-    def _store_lines(self, source: InputFile, checker: LineChecker) -> None:
-        lines = checker.check(source, self._settings.max_line_bytes)
+    def _store_lines(self, source: JobSource, checker: LineChecker) -> None:
+        lines = checker.check(source)
         while not self._is_read and not self._is_refused:
             new_chunks: list[NewChunk] = []
-            submits.add(self._database, self._job_id, self._next_requests(lines, new_chunks), new_chunks)
+            submits.add(
+                self._database,
+                self._job_id,
+                self._next_requests(lines, source, new_chunks),
+                new_chunks,
+                has_root=self._lineage is not None,
+            )
         for _ in lines:
             pass  # only checked, so that every bad line is reported
         if checker.report.num_lines == 0:
@@ -208,7 +274,7 @@ class _Staging:
             raise InputRefusedError(source.name, checker.report)
 
     def _next_requests(
-        self, lines: Iterator[CheckedLine], new_chunks: list[NewChunk]
+        self, lines: Iterator[CheckedLine], source: JobSource, new_chunks: list[NewChunk]
     ) -> Iterator[NewRequest]:
         """The next lines to be written at once; the chunks that they complete are added to `new_chunks`."""
         max_requests, max_tokens = self._settings.chunk_num_requests, self._settings.chunk_max_tokens
@@ -220,7 +286,10 @@ class _Staging:
             if self._chunk.is_full(line.num_tokens, max_requests, max_tokens):
                 self._close_chunk(new_chunks)
             self._chunk.add(line)
-            yield _new_request(line)
+            request = _new_request(line, source)
+            if self._lineage is not None:
+                request.root_index = self._lineage.root_index(line.number)
+            yield request
             num_chars += len(line.body or "")
             if num_requests >= _BATCH_REQUESTS or num_chars >= _BATCH_CHARS:
                 return
@@ -273,11 +342,11 @@ def _storable(text: str) -> str:
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
-def _new_request(line: CheckedLine) -> NewRequest:
+def _new_request(line: CheckedLine, source: Source) -> NewRequest:
     if not line.problems:
         return NewRequest(line.index, line.custom_id, line.body)
     first = line.problems[0]
-    where = f"line {line.number}" + (f", {first.path}" if first.path else "")
+    where = str(source.place(line.number)) + (f", {first.path}" if first.path else "")
     return NewRequest(line.index, line.custom_id, None, first.code, f"{where}: {first.message}")
 
 

@@ -19,7 +19,7 @@ from packaging.requirements import Requirement
 
 HERE = Path(__file__).parent
 LEFT_OUT = {"torchvision", "torchaudio", "torchcodec", "triton"}
-LISTS = {"core": [], "cpu": ["cpu"], "test": ["test"]}
+LISTS = {"core": [], "cpu": ["cpu"], "test": ["test", "export"]}
 HEADER = "# Written by `make lock` from pyproject.toml; install with pip's --no-deps.\n"
 
 

@@ -38,6 +38,8 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         if name.startswith(PREFIX):
             monkeypatch.delenv(name)
     monkeypatch.setenv("PROMPTMILL_HOME", str(tmp_path / "home"))
+    # nor a network: a tokenizer that is not here is not waited for
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.chdir(tmp_path)
 
 

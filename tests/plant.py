@@ -19,7 +19,8 @@ from sqlalchemy import func, select
 from db import queries
 from db.database import Database
 from db.errors import DatabaseUnavailableError
-from db.queries import Job, Outcome
+from db.outcomes import Outcome
+from db.queries import Job
 from db.states import ChunkState, WorkerState
 from db.tables import chunks, results, workers
 from db.upgrade import open_database, upgrade
@@ -30,6 +31,8 @@ from workers.tickets import announce
 
 # Short enough that a test sees recovery within seconds, long enough for two slow cores.
 LEASE_S = 3.0
+# For tests in which no lease may run out: longer than any pause of a slow machine.
+LONG_LEASE_S = 30.0
 FAST = {
     "engine": "echo",
     "model": "smollm2-135m-instruct",
@@ -110,7 +113,7 @@ class Plant:
     def __init__(self, home: Path, **settings: object) -> None:
         self.home = home
         self.cli = Cli(home, **settings)
-        self.settings = Settings(home=home, **settings)  # type: ignore[arg-type]  # pydantic checks them
+        self.settings = Settings(home=home, **settings)
         self.database: Database = open_database(self._migrated())
         self._numbers = itertools.count()
 

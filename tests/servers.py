@@ -44,6 +44,9 @@ class Postgres:
         with (Path(tempfile.gettempdir()) / f"promptmill-postgres-{os.getuid()}.lock").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             self._server = get_server(self._folder, cleanup_mode="stop")
+        # After a crash it syncs every file it has, one by one, and with a database for each test these are thousands.
+        with (Path(self._server.pgdata) / "postgresql.conf").open("a") as settings:
+            settings.write("recovery_init_sync_method = syncfs\n")
         url = make_url(self._server.get_uri()).set(drivername="postgresql+psycopg")
         self.url = url.render_as_string(hide_password=False)
 
@@ -125,7 +128,7 @@ class Cli:
 
     def __init__(self, home: Path, **settings: object) -> None:
         self.home = home
-        self._environment = {
+        self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("PROMPTMILL_")},
             "PROMPTMILL_HOME": str(home),
             "PYTHONUNBUFFERED": "1",
@@ -148,7 +151,7 @@ class Cli:
                 stdout=output,
                 stderr=output,
                 text=True,
-                env={**self._environment, **(environment or {})},
+                env={**self.environment, **(environment or {})},
                 # as a shell does: Ctrl-C reaches the whole group
                 start_new_session=True,
             )
@@ -167,7 +170,7 @@ class Cli:
             input=stdin if stdin is not None else "",
             capture_output=True,
             text=True,
-            env=self._environment,
+            env=self.environment,
             timeout=timeout_s,
             check=False,
         )

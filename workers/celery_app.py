@@ -17,6 +17,8 @@ from workers.runner import Runner
 
 TICKET_TASK = "promptmill.ticket"
 _STOP_POLL_S = 0.1
+# How long a worker that has let go of everything waits until it is written that it drains: a database may be away.
+_ON_STOP_S = 2.0
 
 # What reading a message raises that was never written by Celery.
 _FORGED = (AttributeError, IndexError, KeyError, TypeError, ValueError)
@@ -115,8 +117,8 @@ def run_worker(
 ) -> int:
     """Take tickets until `is_stop_asked`; then drain, and return once every slot has let go of its chunk.
 
-    `on_stop` is called meanwhile, and not waited for. Celery's exit code: 0 after a stop that was asked for, another
-    when Celery itself gave up.
+    `on_stop` is called meanwhile, and waited for no longer than a moment. Celery's exit code: 0 after a stop that was
+    asked for, another when Celery itself gave up.
     """
 
     @app.task(name=TICKET_TASK)  # type: ignore[untyped-decorator]
@@ -143,10 +145,13 @@ def run_worker(
     )
     # Celery's signal handlers raise and take locks wherever the signal finds the main thread. Ours sets a flag.
     worker.install_platform_tweaks = lambda _: None
-    threading.Thread(
+    stop = threading.Thread(
         target=_stop_when, args=(is_stop_asked, on_stop, runner), name="stop", daemon=True
-    ).start()
+    )
+    stop.start()
     worker.start()
+    if is_stop_asked():
+        stop.join(_ON_STOP_S)
     return int(worker.exitcode or 0)
 
 

@@ -8,12 +8,14 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
+from typing import Any
 
 import orjson
 
 from db.leases import NewResult
 from db.transitions import Lease
-from workers.engine import Completion, EngineRequest, Failure
+from jobs.tools import ToolUse, split_calls
+from workers.engine import Choice, Completion, EngineRequest, Failure
 
 # How often a request goes back to the engine after a failure that may pass.
 _MAX_RETRIES = 2
@@ -30,11 +32,12 @@ class StopReason(Enum):
 
 @dataclass(frozen=True)
 class Flight:
-    """A request on its way through the engine."""
+    """A request on its way through the engine; `content_key` where asking again would ask for the same."""
 
     index: int
     request: EngineRequest
     num_retries: int = 0
+    content_key: str | None = None
 
 
 class ChunkRun:
@@ -48,7 +51,10 @@ class ChunkRun:
         self._lock = threading.Lock()
         self._woken = threading.Event()
         self._flights: dict[int, Flight] = {}
-        self._failed: list[Flight] = []
+        # to be handed to the engine by the slot's thread
+        self._due: list[Flight] = []
+        # what another request of the job generates, by content key
+        self._twins: dict[str, list[Flight]] = {}
         self._outcomes: list[Completion | Failure] = []
         self._results: list[NewResult] = []
         self._num_awaited = 0
@@ -64,22 +70,27 @@ class ChunkRun:
         self.error = error
         self._woken.set()
 
-    def begin(self, results: Sequence[NewResult], flights: Sequence[Flight]) -> None:
-        """These failed before the engine, and these are about to be handed to it."""
+    def begin(
+        self, results: Sequence[NewResult], flights: Sequence[Flight], twins: Sequence[Flight] = ()
+    ) -> None:
+        """Results that need no engine, requests that are about to be handed to it, and those that wait for another
+        request's result."""
         with self._lock:
             self._results += results
-        self._expect(flights)
-        self._has_begun = True
-
-    def _expect(self, flights: Sequence[Flight]) -> None:
-        with self._lock:
-            self._flights.update((flight.request.key, flight) for flight in flights)
-            self._num_awaited += len(flights)
+            for twin in twins:
+                self._twins.setdefault(twin.content_key or "", []).append(twin)
+            self._expect(flights)
+            self._has_begun = True
             if self._num_awaited == 0:
                 self._woken.set()
 
+    def _expect(self, flights: Sequence[Flight]) -> None:
+        self._flights.update((flight.request.key, flight) for flight in flights)
+        self._num_awaited += len(flights)
+
     def wait(self, timeout_s: float) -> bool:
-        """Until every outcome is delivered, or the run has to stop; False at the timeout."""
+        """Until the engine has delivered every outcome, something is due, or the run has to stop; False at the
+        timeout."""
         if not self._woken.wait(timeout_s):
             return False
         self._woken.clear()
@@ -106,7 +117,7 @@ class ChunkRun:
             flight = self._flights.pop(outcome.key)
             if isinstance(outcome, Failure) and outcome.is_transient and flight.num_retries < _MAX_RETRIES:
                 with self._lock:
-                    self._failed.append(flight)
+                    self._due.append(replace(flight, num_retries=flight.num_retries + 1))
             else:
                 taken.append(_new_result(flight, outcome))
         return taken
@@ -114,22 +125,40 @@ class ChunkRun:
     @property
     def is_whole(self) -> bool:
         """Whether every result has been taken."""
-        return self._has_begun and not (self._flights or self._failed)
+        with self._lock:
+            return self._has_begun and not (self._flights or self._due or self._twins or self._results)
+
+    def awaited(self) -> dict[str, int]:
+        """The content keys that other requests generate, each with an index of this chunk that waits for it."""
+        with self._lock:
+            return {key: twins[0].index for key, twins in self._twins.items()}
+
+    def answer(self, key: str, result: NewResult) -> None:
+        """What was awaited is there: `result` for each twin."""
+        with self._lock:
+            self._results += [replace(result, index=twin.index) for twin in self._twins.pop(key, [])]
+            if not (self._num_awaited or self._twins):
+                self._woken.set()
+
+    def generate(self, key: str, num_twins: int | None = None) -> None:
+        """What was awaited will not come: so many twins go to the engine, and the rest goes on waiting; all by
+        default."""
+        with self._lock:
+            twins = self._twins.pop(key, [])
+            self._due += twins[:num_twins]
+            if num_twins is not None and twins[num_twins:]:
+                self._twins[key] = twins[num_twins:]
+            self._woken.set()
 
     # the slot's thread, once it was woken and the writer is through
 
-    def retry(self, new_key: Callable[[], int]) -> list[EngineRequest]:
-        """The requests whose failure may pass, once more, for the engine."""
+    def take_due(self, new_key: Callable[[], int]) -> list[EngineRequest]:
+        """For the engine: requests whose failure may pass, once more, and those whose twin was not generated."""
         with self._lock:
-            failed, self._failed = self._failed, []
-        again = [
-            replace(
-                flight, request=replace(flight.request, key=new_key()), num_retries=flight.num_retries + 1
-            )
-            for flight in failed
-        ]
-        self._expect(again)
-        return [flight.request for flight in again]
+            due = [replace(one, request=replace(one.request, key=new_key())) for one in self._due]
+            self._due.clear()
+            self._expect(due)
+        return [flight.request for flight in due]
 
     def unfinished(self) -> list[int]:
         """The keys of what the engine still has."""
@@ -140,9 +169,16 @@ def _new_result(flight: Flight, outcome: Completion | Failure) -> NewResult:
     index, num_retries = flight.index, flight.num_retries
     if isinstance(outcome, Failure):
         return NewResult(
-            index, error_code="engine_error", error_message=outcome.message, num_retries=num_retries
+            index,
+            error_code=outcome.code,
+            error_message=outcome.message,
+            num_retries=num_retries,
+            content_key=flight.content_key,
         )
-    result = {"response": outcome.text} if outcome.pieces is None else _event_stream(outcome.pieces)
+    if outcome.pieces is None:
+        result: object = result_of(outcome, flight.request.tools)
+    else:
+        result = _event_stream(outcome.pieces)
     return NewResult(
         index,
         result=orjson.dumps(result).decode(),
@@ -150,7 +186,34 @@ def _new_result(flight: Flight, outcome: Completion | Failure) -> NewResult:
         prompt_tokens=outcome.num_prompt_tokens,
         completion_tokens=outcome.num_completion_tokens,
         num_retries=num_retries,
+        content_key=flight.content_key,
     )
+
+
+def result_of(completion: Completion, tools: ToolUse | None) -> dict[str, Any]:
+    """A result's JSON: the first completion, and with several all of them under `choices`."""
+    first = _said(completion, tools)
+    if not completion.others:
+        return first
+    choices: list[Completion | Choice] = [completion, *completion.others]
+    return {
+        **first,
+        "choices": [
+            {"index": number, "finish_reason": one.finish_reason, **_said(one, tools)}
+            for number, one in enumerate(choices)
+        ],
+    }
+
+
+def _said(choice: Completion | Choice, tools: ToolUse | None) -> dict[str, Any]:
+    said: dict[str, Any] = {"response": choice.text}
+    if tools is not None:
+        said["response"], calls = split_calls(choice.text, tools)
+        if calls:
+            said["tool_calls"] = calls
+    if choice.logprobs is not None:
+        said["logprobs"] = {"content": choice.logprobs}
+    return said
 
 
 def _event_stream(pieces: Sequence[str]) -> str:

@@ -10,16 +10,18 @@ A prompt that is one of these words alone injects a fault when it runs:
 import heapq
 import os
 import signal
+import sys
 import time
 from collections import deque
 from collections.abc import Sequence
+from typing import Any
 
 from db.errors import EngineError
 from jobs.cards import Limits
 from jobs.generation import Generation
 from jobs.rendering import Rendered, check_limits
 from jobs.schema import Problem
-from workers.engine import Completion, EngineRequest, Failure
+from workers.engine import Choice, Completion, EngineRequest, Failure, RequestRefusedError
 
 _MAX_SLEEP_S = 0.05
 _NUM_FLAKY = 2
@@ -41,8 +43,16 @@ class EchoEngine:
         return "echo"
 
     @property
+    def details(self) -> dict[str, Any]:
+        return {"name": "echo", "arguments": {"num_seqs": self._num_seqs, "latency_s": self._latency_s}}
+
+    @property
     def num_seqs(self) -> int:
         return self._num_seqs
+
+    @property
+    def max_num_batched_tokens(self) -> int:
+        return sys.maxsize  # it computes nothing
 
     @property
     def num_unfinished(self) -> int:
@@ -57,7 +67,7 @@ class EchoEngine:
 
     def add(self, request: EngineRequest) -> None:
         if request.prompt.text == "!refuse":
-            raise ValueError("it was told to")
+            raise RequestRefusedError("it was told to")
         self._waiting.append(request)
 
     def abort(self, keys: Sequence[int]) -> None:
@@ -107,11 +117,19 @@ def _complete(request: EngineRequest) -> Completion:
     words = request.prompt.text.split()
     kept = words[: request.max_tokens]
     pieces = tuple(f" {word}" if number else word for number, word in enumerate(kept))
+    text = "".join(pieces)
+    finish_reason = "stop" if len(kept) == len(words) else "length"
+    logprobs: list[dict[str, Any]] | None = None
+    if "logprobs" in request.sampling:
+        logprobs = [{"token": piece, "logprob": 0.0, "bytes": None, "top_logprobs": []} for piece in pieces]
+    num_others = request.num_choices - 1
     return Completion(
         key=request.key,
-        text="".join(pieces),
+        text=text,
         pieces=pieces if request.stream else None,
-        finish_reason="stop" if len(kept) == len(words) else "length",
+        finish_reason=finish_reason,
         num_prompt_tokens=len(words),
-        num_completion_tokens=len(kept),
+        num_completion_tokens=len(kept) * request.num_choices,
+        logprobs=logprobs,
+        others=tuple(Choice(text, finish_reason, logprobs) for _ in range(num_others)),
     )

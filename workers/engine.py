@@ -11,6 +11,7 @@ from jobs.cards import Limits
 from jobs.generation import Generation
 from jobs.rendering import Rendered
 from jobs.schema import Problem
+from jobs.tools import ToolUse
 
 
 @dataclass(frozen=True)
@@ -22,11 +23,39 @@ class EngineRequest:
     max_tokens: int
     stream: bool
     sampling: dict[str, Any]
+    schema: str | None = None
+    tools: ToolUse | None = None
+
+    @classmethod
+    def of(cls, key: int, prompt: Rendered, generation: Generation) -> "EngineRequest":
+        return cls(
+            key,
+            prompt,
+            generation.max_tokens,
+            generation.stream,
+            generation.sampling,
+            generation.schema,
+            generation.tools,
+        )
+
+    @property
+    def num_choices(self) -> int:
+        return int(self.sampling.get("n", 1))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One completion of a request. `logprobs`: for each of its tokens, as in OpenAI's `content`."""
+
+    text: str
+    finish_reason: str
+    logprobs: list[dict[str, Any]] | None = None
 
 
 @dataclass(frozen=True)
 class Completion:
-    """A finished generation. `pieces` is the text as it was produced, for requests with `stream` only."""
+    """A finished generation. `pieces` is the text as it was produced, for requests with `stream` only; `others` are
+    the second completion and all after it, and `num_completion_tokens` counts the tokens of all."""
 
     key: int
     text: str
@@ -34,6 +63,8 @@ class Completion:
     finish_reason: str
     num_prompt_tokens: int
     num_completion_tokens: int
+    logprobs: list[dict[str, Any]] | None = None
+    others: tuple[Choice, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -43,6 +74,15 @@ class Failure:
     key: int
     message: str
     is_transient: bool = False
+    code: str = "engine_error"
+
+
+class RequestRefusedError(ValueError):
+    """The engine refuses this one request; the text holds no prompt, and `code` becomes the result's."""
+
+    def __init__(self, message: str, code: str = "engine_error") -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class Engine(Protocol):
@@ -51,8 +91,17 @@ class Engine(Protocol):
         """Name and version, for people."""
 
     @property
+    def details(self) -> dict[str, Any]:
+        """What would be needed to make the same answers again, as JSON: name, version, arguments without secrets,
+        the weights' source and revision, the sampling parameters that it takes where nobody says any."""
+
+    @property
     def num_seqs(self) -> int:
         """How many requests run at once; more wait inside the engine."""
+
+    @property
+    def max_num_batched_tokens(self) -> int:
+        """The most tokens that one step computes."""
 
     @property
     def num_unfinished(self) -> int:
@@ -66,7 +115,8 @@ class Engine(Protocol):
         """See `jobs.rendering.Renderer.render`."""
 
     def add(self, request: EngineRequest) -> None:
-        """Queue a request; ValueError when the engine refuses it, with a text that holds no prompt."""
+        """Queue a request; ValueError when the engine refuses it, with a text that holds no prompt, and a code of its
+        own as a RequestRefusedError."""
 
     def abort(self, keys: Sequence[int]) -> None:
         """Forget requests; those that are finished or unknown are passed over."""

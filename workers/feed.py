@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from db.errors import EngineError, SettingsError
 from workers.appetite import Appetite, Marks
-from workers.engine import Engine, EngineRequest, Failure
+from workers.engine import Engine, EngineRequest, Failure, RequestRefusedError
 from workers.meter import FeedCounters, Meter
 from workers.waiting import Entry, Outcome, Waiting
 
@@ -53,7 +53,8 @@ class Feed:
         if isinstance(self._error, SettingsError):
             raise self._error
         if self._error is not None:
-            raise EngineError(f"the engine is dead: {self._error}") from self._error
+            state = "cannot be started" if self._engine is None else "is dead"
+            raise EngineError(f"the engine {state}: {self._error}") from self._error
         return self._engine
 
     def check(self) -> None:
@@ -183,12 +184,17 @@ class Feed:
         num_inside = engine.num_unfinished
         if not len(self._waiting) or num_inside - marks.num_seqs >= marks.low_inside:
             return []
-        last_steps = None
+        last_steps, num_new_tokens = None, float("inf")
         if self._appetite.is_last:
             # a request inside has half of its tokens before it, on the average
             num_tokens = sum(entry.request.max_tokens for entry in self._inside.values()) / 2
             last_steps = (self._waiting.num_tokens + num_tokens) / marks.num_seqs
-        entries = self._waiting.take(marks.num_seqs + marks.high_inside - num_inside, last_steps)
+        elif self._waiting.is_kindred:
+            # A step's worth. Whoever fills the engine with a job's first chunk has it compute every prompt's beginning,
+            # and again once their kin is here: that is claimed while the first step runs.
+            num_new_tokens = engine.max_num_batched_tokens
+        room = marks.num_seqs + marks.high_inside - num_inside
+        entries = self._waiting.take(room, self._inside.values(), last_steps, num_new_tokens)
         self._inside.update((entry.request.key, entry) for entry in entries)
         self._meter.refilled(len(entries))
         self._settle()
@@ -204,4 +210,5 @@ class Feed:
             engine.add(entry.request)
         except ValueError as error:
             self._inside.pop(entry.request.key, None)
-            entry.deliver(Failure(entry.request.key, f"the engine refuses it: {error}"))
+            code = error.code if isinstance(error, RequestRefusedError) else "engine_error"
+            entry.deliver(Failure(entry.request.key, f"the engine refuses it: {error}", code=code))

@@ -9,6 +9,7 @@ from pathlib import Path
 from db import queries
 from db.database import HEAD_REVISION, Database
 from db.errors import PromptmillError
+from db.upgrade import is_newer
 from jobs.cards import Card, find_card
 from jobs.settings import Settings
 from workers.private_redis import find_redis_server, is_answering
@@ -39,13 +40,12 @@ def check(settings: Settings, model: str) -> Iterator[Finding]:
 
 def _home(settings: Settings) -> Finding:
     home = settings.home
-    if home.is_dir() and not os.access(home, os.W_OK | os.X_OK):
-        return Finding(
-            "settings",
-            False,
-            f"the home {home} cannot be written to",
-            f"chmod u+rwx {home}",
-        )
+    place = next(part for part in (home, *home.parents) if os.access(part, os.F_OK))
+    if not place.is_dir():
+        return Finding("settings", False, f"the home {home}: {place} is a file", f"mv {place} {place}.old")
+    if not os.access(place, os.W_OK | os.X_OK):
+        detail = f"the home {home}: {place} cannot be written to"
+        return Finding("settings", False, detail, f"chmod u+rwx {place}, or set PROMPTMILL_HOME")
     return Finding("settings", True, f"home {home}")
 
 
@@ -87,16 +87,18 @@ def _database(settings: Settings) -> Iterator[Finding]:
         database = Database(settings.resolved_database_url)
         found = database.revision()
     except PromptmillError as error:
-        yield Finding("database", False, str(error), "promptmill db upgrade")
+        what, _, step = str(error).rpartition("; ")
+        yield Finding("database", False, what, step)
         return
     yield Finding("database", True, database.label)
     is_current = found == HEAD_REVISION
     # an SQLite database is brought up to date by whatever uses it next
+    mend = "pip install --upgrade promptmill" if is_newer(found) else "promptmill db upgrade"
     yield Finding(
         "migrations",
-        is_current or database.is_sqlite,
-        f"at {found or 'none'}" + ("" if is_current else f", newest is {HEAD_REVISION}"),
-        None if is_current else "promptmill db upgrade",
+        is_current or (database.is_sqlite and not is_newer(found)),
+        f"at {found or 'none'}" + ("" if is_current else f", this promptmill knows {HEAD_REVISION}"),
+        None if is_current else mend,
     )
     if is_current:
         workers = queries.list_workers(database)

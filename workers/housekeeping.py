@@ -14,6 +14,7 @@ from db.errors import DatabaseUnavailableError, PromptmillError, UnavailableErro
 from jobs.settings import Settings
 from workers.chunk_run import StopReason
 from workers.runner import Runner
+from workers.scheduler import Scheduler
 from workers.tickets import TicketOffice
 
 # After an outage of the database expired leases are left alone for this many lease times.
@@ -64,7 +65,8 @@ class Heartbeat(_Periodic):
         if self.runner is not None:
             self.runner.check_engine()
         held = [run.lease for run in self.runner.runs()] if self.runner else []
-        renewal = leases.renew(self._database, self._worker_id, held, self._lease_s)
+        progress = self.runner.pace.read() if self.runner else None
+        renewal = leases.renew(self._database, self._worker_id, held, self._lease_s, progress)
         if self.runner is not None:
             for lease_id in renewal.lost:
                 self.runner.stop_lease(lease_id, StopReason.LEASE_LOST)
@@ -73,7 +75,8 @@ class Heartbeat(_Periodic):
 
 
 class Sweeper(_Periodic):
-    """Mends the state after faults, and sends tickets when there is more to claim than is on its way."""
+    """Mends the state after faults, sends tickets when there is more to claim than is on its way, and looks whether a
+    schedule is due."""
 
     def __init__(
         self,
@@ -84,6 +87,7 @@ class Sweeper(_Periodic):
         tickets: TicketOffice,
         num_slots: int,
         heartbeat: Heartbeat,
+        scheduler: Scheduler | None,
     ) -> None:
         super().__init__("sweeper", settings.sweep_s, self.run_once)
         self._database = database
@@ -93,6 +97,7 @@ class Sweeper(_Periodic):
         self._tickets = tickets
         self._num_slots = num_slots
         self._heartbeat = heartbeat
+        self._scheduler = scheduler
         self._spare_until = float("-inf")
 
     def run_once(self) -> None:
@@ -112,6 +117,8 @@ class Sweeper(_Periodic):
             raise
         if recovered.did_anything:
             _log.warning("recovered: %s", recovered)
+        if self._scheduler is not None and not self._runner.is_draining:
+            self._scheduler.look()
         self._top_up()
 
     def _top_up(self) -> None:

@@ -1,6 +1,8 @@
 """The worker process: `python -m workers.main`, started by the supervisor only."""
 
 import argparse
+import gc
+import json
 import logging
 import math
 import os
@@ -10,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
 from db import transitions
 from db.database import Database
@@ -30,7 +33,9 @@ from workers.engine import Engine
 from workers.exits import EXIT_ENGINE_DIED, EXIT_REFUSED, EXIT_UNAVAILABLE
 from workers.feed import Feed
 from workers.housekeeping import Heartbeat, Sweeper
+from workers.provenance import describe_machine, describe_packages
 from workers.runner import Runner
+from workers.scheduler import Scheduler
 from workers.tickets import TicketOffice
 
 _log = logging.getLogger("promptmill")
@@ -78,9 +83,16 @@ def _create_engine(settings: Settings, card: Card) -> Engine:
         from workers.echo_engine import EchoEngine
 
         return EchoEngine(settings.engine_num_seqs or _ECHO_NUM_SEQS, settings.echo_latency_s)
-    from workers.vllm_engine import VllmEngine
+    # Half a million objects come to stay. Python would look through all of them again and again while they come, for
+    # two seconds of the load, and later for a third of a second in the middle of a step.
+    gc.disable()
+    try:
+        from workers.vllm_engine import VllmEngine
 
-    return VllmEngine(settings, card)
+        return VllmEngine(settings, card)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def _num_slots(num_seqs: int, chunk_num_requests: int) -> int:
@@ -156,6 +168,8 @@ class _Worker:
         signal.signal(signal.SIGTERM, self._ask_stop)
         started_at = time.monotonic()
         feed.start()
+        # while the engine loads, since a GPU's driver may take its time over an answer
+        surroundings = {"machine": describe_machine(), "packages": describe_packages()}
         while (engine := feed.wait_ready(0.2)) is None:
             if self._is_stop_asked:
                 raise _StoppedError
@@ -171,7 +185,8 @@ class _Worker:
             on_engine_death=self._on_engine_death,
         )
         heartbeat.runner = runner
-        self._say(database, transitions.ready_worker)
+        details = json.dumps({"engine": engine.details, **surroundings})
+        self._say(database, partial(transitions.ready_worker, details=details))
         _log.info(
             "ready: %s with %s, loaded in %.1f s; up to %d chunks in flight, %d requests at once",
             self._card.name,
@@ -182,7 +197,11 @@ class _Worker:
         )
         app = create_app(settings)
         tickets = TicketOffice(app, self._card.name)
-        sweeper = Sweeper(database, settings, self._card.name, runner, tickets, num_slots, heartbeat)
+        # `run` has a worker for its own job, which ends with it
+        scheduler = Scheduler(database, settings) if self._only_job_id is None else None
+        sweeper = Sweeper(
+            database, settings, self._card.name, runner, tickets, num_slots, heartbeat, scheduler
+        )
         sweeper.start()
         try:
             code = run_worker(
@@ -196,6 +215,8 @@ class _Worker:
             )
         finally:
             sweeper.stop()
+            if scheduler is not None:
+                scheduler.stop()
             runner.drain()
             runner.close()
         return code

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import IO
 
-from db.errors import BrokerUnavailableError
+from db.errors import BrokerUnavailableError, why
 from jobs.settings import Settings
 
 _START_TIMEOUT_S = 10.0
@@ -81,7 +81,9 @@ class PrivateRedis:
             if not wait:
                 return
             if time.monotonic() > deadline:
-                raise BrokerUnavailableError(f"the private Redis does not answer on {self._socket}")
+                raise BrokerUnavailableError(
+                    f"the private Redis does not answer on {self._socket}; set PROMPTMILL_BROKER_URL to one that does"
+                )
             time.sleep(0.02)
 
     def _kill_if_mute(self) -> None:
@@ -115,13 +117,13 @@ class PrivateRedis:
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             if folder.stat().st_uid != os.getuid():
-                raise BrokerUnavailableError(f"{folder} belongs to somebody else")
+                raise BrokerUnavailableError(
+                    f"{folder} belongs to somebody else; set PROMPTMILL_HOME to your own"
+                )
             lock = (folder / "redis.lock").open("a")
             os.fchmod(lock.fileno(), 0o600)
         except OSError as error:
-            raise BrokerUnavailableError(
-                f"cannot use {folder} for a private Redis: {error.strerror}"
-            ) from error
+            raise BrokerUnavailableError(f"cannot use {folder} for a private Redis: {why(error)}") from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

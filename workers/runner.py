@@ -5,23 +5,19 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 
-import orjson
-
-from db import leases, queries
+from db import leases
 from db.database import Database
 from db.errors import DatabaseUnavailableError, EngineError, LeaseLostError
-from db.leases import NewResult, PendingRequest
 from db.transitions import Lease
-from jobs.cards import parse_card
-from jobs.generation import parse_generation
-from jobs.schema import Problem, RequestSchema
 from jobs.settings import Settings
-from workers.chunk_run import ChunkRun, Flight, StopReason
+from workers.chunk_run import ChunkRun, StopReason
 from workers.engine import Engine, EngineRequest
 from workers.feed import Feed
+from workers.pace import Pace
 from workers.patience import Patience
+from workers.preparation import Preparation
+from workers.reuse import Reuse
 from workers.writer import Writer
 
 _log = logging.getLogger(__name__)
@@ -31,18 +27,6 @@ _SUSPECT_POLL_S = 0.1
 _HUNGER_POLL_S = 0.1
 # How often a chunk that waits for the engine looks whether that is alive.
 _ENGINE_POLL_S = 1.0
-# Compiled schemas take 33 KB each.
-_MAX_CARDS = 64
-
-
-class _JobCard:
-    """What a job's own snapshot of its card says; the snapshot never changes, so it is read once."""
-
-    def __init__(self, text: str) -> None:
-        card = parse_card(text, "the job's card")
-        self.schema = RequestSchema(card.input_schema)
-        self.limits = card.limits
-        self.sampling = card.sampling
 
 
 class Runner:
@@ -65,18 +49,21 @@ class Runner:
         self._card_name = card_name
         self._worker_id = worker_id
         self._feed = feed
-        self._engine = engine
         self._only_job_id = only_job_id
         self._on_engine_death = on_engine_death
         self._lock = threading.Lock()
         self._runs: dict[str, ChunkRun] = {}
-        self._card = lru_cache(_MAX_CARDS)(self._load_card)
         self._num_busy = 0
         self._claiming = threading.Condition()
         self._has_suspect = False
         self._draining = threading.Event()
         self._patiently = Patience(self._draining.is_set)
-        self._writer = Writer(database, settings.flush_s, self._patiently, self.runs)
+        self.pace = Pace()
+        reuse = Reuse(database, self._patiently, self.runs)
+        self._preparation = Preparation(database, self._patiently, worker_id, engine, reuse, feed.new_key)
+        self._writer = Writer(
+            database, settings.flush_s, self._patiently, self.runs, self.pace, after_flush=reuse.settle
+        )
         self._writer.start()
 
     def close(self) -> None:
@@ -203,9 +190,9 @@ class Runner:
     def _run_chunk(self, run: ChunkRun) -> None:
         if run.stop_reason is None:
             pending = self._patiently(lambda: leases.load_requests(self._database, run.lease))
-            failed, flights = self._render(self._card(run.lease.job_id), pending)
-            run.begin(failed, flights)
-            self._hand_in(run, [flight.request for flight in flights])
+            prepared = self._preparation.prepare(run.lease, pending)
+            run.begin(prepared.results, prepared.flights, prepared.twins)
+            self._hand_in(run, [flight.request for flight in prepared.flights])
             self._feed.arrived(run.lease.lease_id)
             try:
                 if self._is_done(run):
@@ -233,30 +220,7 @@ class Runner:
                 run.stop(StopReason.ENGINE_DEAD)
             if run.stop_reason is not None:
                 return False
-            self._hand_in(run, run.retry(self._feed.new_key))
+            self._hand_in(run, run.take_due(self._feed.new_key))
 
     def _hand_in(self, run: ChunkRun, requests: Sequence[EngineRequest]) -> None:
         self._feed.submit(requests, run.deliver, priority=run.lease.priority)
-
-    def _load_card(self, job_id: str) -> _JobCard:
-        return _JobCard(self._patiently(lambda: queries.get_card(self._database, job_id)))
-
-    def _render(
-        self, card: _JobCard, pending: Sequence[PendingRequest]
-    ) -> tuple[list[NewResult], list[Flight]]:
-        """Requests that fail before the engine as results, and the others ready for it."""
-        generations = [
-            parse_generation(card.schema, orjson.loads(request.body), card.sampling) for request in pending
-        ]
-        prompts = self._engine.render(generations, card.limits)
-        failed: list[NewResult] = []
-        flights: list[Flight] = []
-        for request, generation, prompt in zip(pending, generations, prompts, strict=True):
-            if isinstance(prompt, Problem):
-                failed.append(NewResult(request.index, error_code=prompt.code, error_message=prompt.message))
-                continue
-            rendered = EngineRequest(
-                self._feed.new_key(), prompt, generation.max_tokens, generation.stream, generation.sampling
-            )
-            flights.append(Flight(request.index, rendered))
-        return failed, flights

@@ -6,7 +6,6 @@ process is gone, however it died; and when the worker is gone, what is left of i
 vLLM's processes outlive their parent and keep the GPU's memory.
 """
 
-import atexit
 import contextlib
 import json
 import logging
@@ -15,53 +14,25 @@ import secrets
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
 from db import queries, recovery
 from db.database import Database
-from db.errors import UnavailableError
+from db.errors import OutputError, UnavailableError, why
 from jobs.settings import PREFIX, Settings
+from workers import stop_signals
 from workers.exits import EXIT_REFUSED
 from workers.private_redis import PrivateRedis
+from workers.stop_signals import held
 
 _POLL_S = 0.1
 _LOOK_INTERVAL_S = 1.0
 _MAX_FAILED_LOADS = 3
 
-_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
 _log = logging.getLogger(__name__)
-_is_hurried = threading.Event()
-
-
-def stop_on_signals() -> None:
-    """From here on the first SIGINT, SIGTERM or SIGHUP raises KeyboardInterrupt; later ones make `stop` kill at once.
-
-    Only the first raises: a second exception, in the middle of a stop, would leave chunks leased to a dead worker.
-    """
-
-    def hurry(*_: object) -> None:
-        _is_hurried.set()
-
-    def interrupt(*_: object) -> None:
-        _handle_stop(hurry)
-        raise KeyboardInterrupt
-
-    _is_hurried.clear()
-    _handle_stop(interrupt)
-    # on its way out Python puts the system's handlers back, and those kill
-    atexit.register(_handle_stop, signal.SIG_IGN)
-
-
-def _handle_stop(handler: Callable[..., None] | signal.Handlers) -> None:
-    for number in _STOP_SIGNALS:
-        # the hangup of a terminal, unless nohup took it away, is a stop too
-        if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, handler)
 
 
 class Supervisor:
@@ -95,10 +66,12 @@ class Supervisor:
         self._num_failed_loads = 0
         self.worker_id = ""
 
+    @held()
     def start(self) -> None:
         """Start the worker; BrokerUnavailableError when there is no Redis to be had."""
+        stop_signals.check()
         if self._redis is not None:
-            self._redis.ensure(wait=True)
+            self._redis.ensure()
         self.worker_id = f"worker_{secrets.token_hex(6)}"
         read_end, self._pipe = os.pipe()
         command = [sys.executable, "-m", "workers.main", "--worker-id", self.worker_id]
@@ -116,6 +89,9 @@ class Supervisor:
                 env={**os.environ, **self._environment()},
             )
         os.close(read_end)
+        if self._redis is not None:
+            # by the time that it answers the worker is on its way
+            self._redis.ensure(wait=True)
 
     def _environment(self) -> dict[str, str]:
         """What the worker's own settings do not have from elsewhere. Not on its command line: that, everybody on this
@@ -125,8 +101,10 @@ class Supervisor:
             settings[f"{PREFIX}ENGINE_ARGS"] = json.dumps(self._settings.engine_args)
         return settings
 
+    @held()
     def poll(self) -> int | None:
         """The worker's exit code once it is over for good, None while one runs."""
+        stop_signals.check()
         code = self._worker().poll()
         if code is None:
             if time.monotonic() >= self._look_at:
@@ -181,6 +159,7 @@ class Supervisor:
             os.close(self._pipe)
             self._pipe = None
 
+    @held()
     def stop(self) -> int | None:
         """SIGTERM, and SIGKILL once the grace is over or somebody asked again; the worker's exit code.
 
@@ -192,9 +171,12 @@ class Supervisor:
             if self._process.poll() is None:
                 self._process.send_signal(signal.SIGTERM)
                 give_up_at = time.monotonic() + self._settings.stop_grace_s
-                while self._process.poll() is None and time.monotonic() < give_up_at:
-                    if _is_hurried.wait(_POLL_S):
-                        break
+                while (
+                    self._process.poll() is None
+                    and time.monotonic() < give_up_at
+                    and not stop_signals.is_hurried()
+                ):
+                    time.sleep(_POLL_S)
             self._kill_session()
             code = self._process.wait()
             if code != 0:
@@ -220,8 +202,11 @@ class Supervisor:
         if self._log_path is None:
             yield None
             return
-        self._log_path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor = os.open(self._log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        try:
+            self._log_path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            descriptor = os.open(self._log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise OutputError(f"cannot write the worker's log {self._log_path}: {why(error)}") from error
         with os.fdopen(descriptor, "wb") as log:
             yield log
 

@@ -47,7 +47,8 @@ class TicketOffice:
 def _explain(app: Celery, error: Exception) -> str:
     # as_uri masks the password
     url = app.connection_for_write().as_uri()
-    return f"the broker {url} is not available ({type(error).__name__})"
+    what = f"the broker {url} is not available ({type(error).__name__})"
+    return f"{what}; start it, or set PROMPTMILL_BROKER_URL to one that runs"
 
 
 def announce(settings: Settings, card_name: str, num_chunks: int) -> bool:

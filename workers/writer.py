@@ -11,11 +11,12 @@ from db.database import Database
 from db.errors import DatabaseUnavailableError, LeaseLostError
 from db.leases import Record
 from workers.chunk_run import ChunkRun, StopReason
+from workers.pace import Pace
 from workers.patience import Patience
 
 
 class Writer(threading.Thread):
-    """Writes what has finished every `flush_s`, and at once what a slot waits for.
+    """Writes what has finished every `flush_s`, calling `after_flush` then, and at once what a slot waits for.
 
     While the database is away, what finishes waits in its chunk: no more than the chunks in flight hold.
     """
@@ -26,12 +27,16 @@ class Writer(threading.Thread):
         flush_s: float,
         patience: Patience,
         runs: Callable[[], Sequence[ChunkRun]],
+        pace: Pace,
+        after_flush: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(name="writer", daemon=True)
         self._database = database
         self._flush_s = flush_s
         self._patience = patience
         self._runs = runs
+        self._pace = pace
+        self._after_flush = after_flush
         self._changed = threading.Condition()
         self._asked: dict[ChunkRun, Future[bool]] = {}
         self._is_stopping = False
@@ -59,12 +64,15 @@ class Writer(threading.Thread):
         flush_at = time.monotonic() + self._flush_s
         while (asked := self._wait(flush_at)) is not None:
             due = dict.fromkeys(asked)
-            if time.monotonic() >= flush_at:
+            is_flush = time.monotonic() >= flush_at
+            if is_flush:
                 due.update(dict.fromkeys(self._runs()))
                 flush_at = time.monotonic() + self._flush_s
             outcome = self._write(list(due))
             for run in due:
                 self._tell(run, outcome[run], asked.get(run))
+            if is_flush:
+                self._after_flush()
 
     def _wait(self, until: float) -> dict[ChunkRun, "Future[bool]"] | None:
         """Whoever has asked by now; waits for the first of them, or `until`. None: stop."""
@@ -107,6 +115,9 @@ class Writer(threading.Thread):
         lost = self._patience(
             lambda: leases.record(self._database, list(records.values()), is_repeat=next(attempts) > 0)
         )
+        for one in records.values():
+            if one.lease.lease_id not in lost:
+                self._pace.add(leases.tally_of(one.results))
         return {
             run: LeaseLostError(f"the lease on chunk {run.lease.chunk_id} has passed to somebody else")
             if run.lease.lease_id in lost

@@ -2,7 +2,7 @@
 
 The format is that of a Workers AI model page: YAML, or Markdown with YAML front matter, where `json_schema.input`
 and `.output` are JSON text. The limits have the meaning that text-generation-inference gives their names.
-What the format has no field for stands beside it under `promptmill`: weights, engine_args, sampling.
+What the format has no field for stands beside it under `promptmill`: weights, engine_args, sampling, aliases.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from db.errors import CardError, NotFoundError
+from db.errors import CardError, NotFoundError, why
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
 _HUB_PAGE = re.compile(r"https://huggingface\.co/([\w.-]+/[\w.-]+)/?")
@@ -54,6 +54,7 @@ class _Own(BaseModel):
     weights: str | None = None
     engine_args: dict[str, Any] = {}
     sampling: dict[str, Any] = {}
+    aliases: list[str] = []
 
 
 class _Page(BaseModel):
@@ -93,6 +94,13 @@ class Card:
     local_weights: str | None
     engine_args: dict[str, Any]
     sampling: dict[str, Any]
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> frozenset[str]:
+        """What the card and its model are called, in an option or in a file."""
+        hub_ids = (self.hub_id,) if self.hub_id else ()
+        return frozenset({self.name, self.full_name, self.id, *hub_ids, *self.aliases})
 
     @cached_property
     def sha256(self) -> str:
@@ -124,7 +132,7 @@ def parse_card(text: str, where: str) -> Card:
             f"{where}: {'.'.join(map(str, first['loc']))}: {_without_class(first['msg'])}"
         ) from None
     if page.task_type != "text-generation":
-        raise CardError(f"{where}: task_type is {page.task_type}; promptmill runs text-generation")
+        raise CardError(f"{where}: task_type is {page.task_type}; only text-generation is run")
     if not _NAME.fullmatch(page.model_display_name):
         raise CardError(f"{where}: model_display_name may hold a-z, 0-9, '.', '_' and '-' only")
     properties = {entry.property_id: entry.value for entry in page.model.properties}
@@ -141,6 +149,7 @@ def parse_card(text: str, where: str) -> Card:
         local_weights=page.promptmill.weights,
         engine_args=page.promptmill.engine_args,
         sampling=_sampling(page.promptmill.sampling, f"{where}: promptmill.sampling"),
+        aliases=tuple(page.promptmill.aliases),
     )
 
 
@@ -166,12 +175,9 @@ def _without_class(message: str) -> str:
 
 
 def _sampling(values: dict[str, Any], where: str) -> dict[str, Any]:
-    from jobs.generation import SAMPLING_FIELDS, check_sampling
+    from jobs.generation import check_defaults
 
-    for name in values:
-        if name not in SAMPLING_FIELDS:
-            raise CardError(f"{where}.{name} is none of: {', '.join(sorted(SAMPLING_FIELDS))}")
-    for problem in check_sampling(values):
+    for problem in check_defaults(values):
         raise CardError(f"{where}.{problem.path}: {problem.message}")
     return values
 
@@ -230,15 +236,24 @@ def _built_in() -> list[Card]:
 
 def _added(home: Path) -> list[Card]:
     folder = home / "cards"
-    files = sorted(folder.iterdir()) if folder.is_dir() else []
-    return [parse_card(_read(file), str(file)) for file in files if file.suffix in _SUFFIXES]
+    try:
+        files = sorted(folder.iterdir()) if folder.is_dir() else []
+    except OSError as error:
+        raise CardError(f"cannot look into {folder}: {why(error)}") from error
+    try:
+        return [parse_card(_read(file), str(file)) for file in files if file.suffix in _SUFFIXES]
+    except CardError as error:
+        raise CardError(f"{error}. Mend that file, or take it out of {folder}") from None
 
 
 def find_card(home: Path, name: str) -> Card:
-    """A card by its model_display_name, its full name or its id; NotFoundError lists the names there are."""
+    """A card by its model_display_name, its full name, its id or an alias; NotFoundError lists the names there are."""
     cards = list_cards(home)
     for card in cards:
         if name in (card.name, card.full_name, card.id):
+            return card
+    for card in cards:
+        if name in card.aliases:
             return card
     names = ", ".join(card.name for card in cards)
     raise NotFoundError(
@@ -268,7 +283,7 @@ def add_card(home: Path, path: Path, *, replace: bool = False) -> Card:
             if file != target:
                 file.unlink()
     except OSError as error:
-        raise CardError(f"cannot keep the card in {folder}: {error.strerror}") from error
+        raise CardError(f"cannot keep the card in {folder}: {why(error)}") from error
     return card
 
 
@@ -279,9 +294,9 @@ def _read(path: Path) -> str:
         # not read_text, which would change the line ends of a file from Windows
         return path.read_bytes().decode()
     except OSError as error:
-        raise CardError(f"cannot read the card {path}: {error.strerror}") from error
+        raise CardError(f"cannot read the card {path}: {why(error)}") from error
     except UnicodeDecodeError as error:
-        raise CardError(f"{path} is not UTF-8 text") from error
+        raise CardError(f"{path} is not UTF-8 text; save it as UTF-8") from error
 
 
 def describe_card(card: Card, home: Path) -> dict[str, Any]:
@@ -299,6 +314,7 @@ def describe_card(card: Card, home: Path) -> dict[str, Any]:
         "weights": weights,
         "engine_args": card.engine_args,
         "sampling": card.sampling,
+        "aliases": list(card.aliases),
         "input_schema": card.input_schema,
         "output_schema": card.output_schema,
     }

@@ -84,6 +84,8 @@ def move_chunk(tx: Connection, arrow: str, lease: Lease) -> None:
         transitions.claim_chunk(tx, lease.chunk_id, insert_worker(tx, WorkerState.READY), 300.0)
     elif arrow == "split":
         transitions.split_chunk(tx, lease, [Part(0, 2, Tally(2)), Part(2, 1, Tally(1))])
+    elif arrow == "retry":
+        transitions.retry_chunk(tx, lease.chunk_id, Tally(1))
     else:
         getattr(transitions, f"{arrow}_chunk")(tx, lease)
 

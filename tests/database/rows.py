@@ -1,6 +1,6 @@
 """The rows that this ring's tests start from, the hand that ages them, and threads that meet in the database."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from threading import Barrier, Event, Thread
 from typing import Any, Generic, TypeVar
@@ -15,7 +15,7 @@ from db.errors import LeaseLostError
 from db.leases import NewResult, Record
 from db.states import ChunkState
 from db.submits import NewChunk, NewRequest
-from db.tables import chunks, jobs, now_s, requests, results, workers
+from db.tables import chunks, generations, jobs, now_s, requests, results, workers
 from db.transitions import Lease, NewJob
 
 CARD = "tiny"
@@ -39,6 +39,8 @@ def stage(
     card_name: str = CARD,
     priority: int = 0,
     deadline_s: float | None = None,
+    labels: Mapping[str, str] | None = None,
+    selection: str | None = None,
 ) -> str:
     """A whole job that is still validating; the lines of `bad` are failed results from the start."""
     submits.begin(
@@ -51,6 +53,8 @@ def stage(
             "input.jsonl",
             priority=priority,
             deadline_s=deadline_s,
+            selection=selection,
+            labels=labels or {},
         ),
     )
     submits.add(
@@ -80,6 +84,7 @@ def commit(
     num_failed: int = 0,
     key: str | None = None,
     input_sha256: str = "i" * 64,
+    **values: Any,
 ) -> bool:
     return submits.commit(
         database,
@@ -88,6 +93,7 @@ def commit(
         num_failed=num_failed,
         input_sha256=input_sha256,
         idempotency_key=key,
+        **values,
     )
 
 
@@ -209,6 +215,7 @@ def num_rows(database: Database, job_id: str) -> int:
                 (chunks, chunks.c.job_id),
                 (requests, requests.c.job_id),
                 (results, results.c.job_id),
+                (generations, generations.c.job_id),
             )
         )
 
@@ -218,6 +225,13 @@ def result_rows(database: Database, job_id: str) -> list[dict[str, Any]]:
     statement = select(results).where(results.c.job_id == job_id).order_by(results.c.index)
     with database.read() as tx:
         return [dict(row) for row in tx.execute(statement).mappings()]
+
+
+def positions(database: Database, job_id: str) -> dict[int, int]:
+    """By index, of the results there are."""
+    statement = select(results.c.index, results.c.position).where(results.c.job_id == job_id)
+    with database.read() as tx:
+        return dict(tx.execute(statement.order_by(results.c.index)).tuples().all())
 
 
 # --- time passes -----------------------------------------------------------------------------------------------

@@ -45,11 +45,14 @@ _JOB_WRITES: dict[str, set[str]] = {
     "expire": {"finished_at"},
     "abandon": {"submit_lease_until"},
     "delete": {"finished_at", "idempotency_key"},
+    # and the sums, by what is taken back
+    "retry": {"finished_at", "deadline_at"},
 }
 _JOB_CLEARS: dict[str, set[str]] = {
     "enqueue": {"submit_lease_until"},
     "abandon": {"submit_lease_until"},
     "delete": {"finished_at", "idempotency_key"},
+    "retry": {"finished_at", "deadline_at"},
 }
 _CHUNK_WRITES: dict[str, set[str]] = {
     "claim": {*LEASE_COLUMNS, "attempt", "started_at"},
@@ -59,6 +62,8 @@ _CHUNK_WRITES: dict[str, set[str]] = {
     # the range and the counts become those of the first part
     "split": {*LEASE_COLUMNS, "is_suspect", "num_requests", "num_succeeded"},
     "drop": LEASE_COLUMNS,
+    # the count is lowered by what is taken back
+    "retry": {"attempt", "num_succeeded"},
 }
 # What moves all chunks of a job at once, by its arrow of chunks: no chunk moves along it alone, and it has no function
 # of its own.
@@ -70,7 +75,7 @@ _WORKER_WRITES: dict[str, set[str]] = {
     "stop": {"heartbeat_at"},
     "lose": set(),
 }
-# Functions of `transitions` that are no arrow: births, erasure, locks, and what a holder does to its lease.
+# Functions of `transitions` that are no arrow: births, erasure, locks, sums, and what a holder does to its lease.
 _NO_ARROWS = {
     "stage_job",
     "register_worker",
@@ -83,6 +88,8 @@ _NO_ARROWS = {
     "lease_of",
     "isolate_chunk",
     "count_results",
+    "uncount_results",
+    "take_back",
     "record_chunk",
 }
 
@@ -217,7 +224,7 @@ def test_each_arrow_says_what_it_writes() -> None:
 
 
 def test_no_arrow_leaves_a_state_that_is_over() -> None:
-    """A job that is over can still be deleted; that it can leave no other way, nor come back from there."""
+    """A job that is over can still be deleted, and come back by a retry alone: completed, with chunks that are done."""
     over = {
         JobState.COMPLETED,
         JobState.CANCELLED,
@@ -227,10 +234,13 @@ def test_no_arrow_leaves_a_state_that_is_over() -> None:
         WorkerState.STOPPED,
     }
     assert JOB_ARROWS["delete"].sources == {state for state in JobState if state.is_final}
+    assert JOB_ARROWS["retry"].sources == {JobState.COMPLETED}
+    assert CHUNK_ARROWS["retry"].sources == {ChunkState.DONE}
+    leaving = (JOB_ARROWS["delete"], JOB_ARROWS["retry"], CHUNK_ARROWS["retry"])
     tables: list[Mapping[str, Arrow[Any]]] = [JOB_ARROWS, CHUNK_ARROWS, WORKER_ARROWS]
     for table in tables:
         for arrow in table.values():
-            assert arrow is JOB_ARROWS["delete"] or not arrow.sources & over, arrow.name
+            assert any(arrow is one for one in leaving) or not arrow.sources & over, arrow.name
 
 
 def test_nobody_but_transitions_updates_a_state() -> None:

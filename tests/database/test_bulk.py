@@ -14,7 +14,16 @@ from db.states import ResultStatus
 from db.tables import requests, results
 
 _COLUMNS = ("job_id", "index", "custom_id", "body")
-_RESULT_COLUMNS = ("job_id", "index", "status", "result", "prompt_tokens", "attempt", "finished_at")
+_RESULT_COLUMNS = (
+    "job_id",
+    "index",
+    "status",
+    "result",
+    "prompt_tokens",
+    "attempt",
+    "finished_at",
+    "position",
+)
 
 
 def _stored(database: Database) -> list[tuple[object, ...]]:
@@ -65,8 +74,8 @@ def test_a_text_comes_back_as_it_was(database: Database, value: str | None) -> N
 
 def test_numbers_and_states_come_back_as_they_were(database: Database) -> None:
     rows = [
-        ("job_a", 2**62, ResultStatus.SUCCEEDED, "{}", None, 1, 1_700_000_000.123456),
-        ("job_a", 2**62 + 1, "succeeded", "{}", 2**31 - 1, 0, 0.1),
+        ("job_a", 2**62, ResultStatus.SUCCEEDED, "{}", None, 1, 1_700_000_000.123456, 2**62),
+        ("job_a", 2**62 + 1, "succeeded", "{}", 2**31 - 1, 0, 0.1, 1),
     ]
     with database.write() as tx:
         insert_rows(tx, results, _RESULT_COLUMNS, rows)

@@ -194,7 +194,13 @@ def test_a_rule_that_is_broken_names_the_rule_and_no_value(database: Database) -
     with pytest.raises(IntegrityError, match="ck_results_error") as caught, database.write() as tx:
         tx.execute(
             insert(results).values(
-                job_id="job_a", index=0, status="failed", error_message=PROMPT, attempt=1, finished_at=1.0
+                job_id="job_a",
+                index=0,
+                status="failed",
+                error_message=PROMPT,
+                attempt=1,
+                finished_at=1.0,
+                position=1,
             )
         )
     _assert_tells_nothing(caught.value)

@@ -38,11 +38,13 @@ from db import leases, queries, recovery, transitions
 from db.database import Database
 from db.errors import LeaseLostError, NotFoundError, WrongStateError
 from db.leases import Record
+from db.outcomes import Outcome
 from db.recovery import Recovery
 from db.states import ChunkState, JobState
 from db.tables import chunks
 from db.transitions import Lease
 from jobs import export, retention
+from jobs.forms import native
 
 _NOTHING = Recovery()
 
@@ -58,8 +60,7 @@ def _recording(database: Database, lease: Lease, index: int) -> Iterator[Connect
         transitions.lock_job(tx, lease.job_id)
         _, now = leases._hold_all(tx, [lease.lease_id])
         one = Record(lease, [success(index)], is_last=False)
-        leases.write_results(tx, [one], now)
-        transitions.count_results(tx, lease.job_id, leases._record_one(tx, one))
+        leases.write_and_count(tx, [one], now)
         yield tx
 
 
@@ -354,14 +355,14 @@ def test_an_export_that_a_deletion_overtakes_waits_for_nobody_and_fails_whole(
     finish_all(database)
     with ExitStack() as held:
 
-        def format_line(outcome: queries.Outcome) -> bytes:
+        def format_line(outcome: Outcome) -> bytes:
             if outcome.index == 0:
                 with database.write() as tx:
                     transitions.delete_job(tx, job_id)
                 transitions.erase_rows(held.enter_context(database.write()), job_id, 2)
             return real(outcome)
 
-        real = export.format_line
+        real = native.format_line
         monkeypatch.setattr(export, "format_line", format_line)
         with pytest.raises(NotFoundError):
             export.export(database, job_id, str(tmp_path / "out.jsonl"))

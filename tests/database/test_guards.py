@@ -68,7 +68,7 @@ def test_a_job_does_not_complete_while_a_request_has_no_result(
         with pytest.raises(LeaseLostError):
             move_job(tx, "complete", job_id)
         assert row_of(tx, jobs, job_id) == before
-        assert transitions.count_results(tx, job_id, Tally(num_succeeded=1)) == 0
+        assert transitions.count_results(tx, job_id, Tally(num_succeeded=1)) == (7, 0)
         move_job(tx, "complete", job_id)
 
 
@@ -83,13 +83,15 @@ def test_a_cancel_does_not_end_while_a_chunk_runs(shared_database: Database) -> 
         move_job(tx, "end_cancel", lease.job_id)
 
 
-def test_results_are_added_to_the_sums_of_their_job_and_chunk(shared_database: Database) -> None:
+def test_results_are_added_to_the_sums_of_their_job_and_chunk_which_tell_the_position(
+    shared_database: Database,
+) -> None:
     tally = Tally(num_succeeded=2, num_failed=1, prompt_tokens=30, completion_tokens=50)
     with shared_database.write() as tx:
         lease = insert_chunk(tx, ChunkState.RUNNING)
         tx.execute(update(jobs).where(jobs.c.id == lease.job_id).values(num_requests=9))
         tx.execute(update(chunks).where(chunks.c.id == lease.chunk_id).values(num_succeeded=0))
-        assert [transitions.count_results(tx, lease.job_id, tally) for _ in range(2)] == [6, 3]
+        assert [transitions.count_results(tx, lease.job_id, tally) for _ in range(2)] == [(1, 6), (4, 3)]
         transitions.record_chunk(tx, lease, tally)
         job, chunk = row_of(tx, jobs, lease.job_id), row_of(tx, chunks, lease.chunk_id)
         with pytest.raises(LeaseLostError):

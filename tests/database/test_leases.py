@@ -15,6 +15,7 @@ from database.rows import (
     finish,
     finish_all,
     job_row,
+    positions,
     record,
     register,
     result_rows,
@@ -26,11 +27,12 @@ from database.rows import (
 )
 from soundness import assert_job_is_sound
 from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
 
 from db import leases, queries, recovery
 from db.database import Database
 from db.errors import LeaseLostError
-from db.leases import Renewal
+from db.leases import Record, Renewal
 from db.states import ChunkState, JobState
 from db.tables import jobs, now_s, workers
 from db.transitions import Lease
@@ -135,6 +137,40 @@ def test_results_in_parts_close_the_chunk_and_the_job_with_the_last(database: Da
     assert [outcome.status for outcome in outcomes] == ["failed", "succeeded", "succeeded", "succeeded"]
     assert outcomes[0].error_code == "engine_error"
     assert (outcomes[1].finish_reason, outcomes[1].completion_tokens) == ("stop", 5)
+
+
+def test_results_have_positions_in_the_order_in_which_they_were_written(database: Database) -> None:
+    register(database)
+    submit(database, "one", num_requests=6)
+    submit(database, "two", num_requests=2)
+    first, second, third = (claim(database, job_id="one") for _ in range(3))
+    other = claim(database, job_id="two")
+    leases.record(
+        database,
+        [
+            Record(second, [success(3)], is_last=False),
+            Record(other, [failure(1), success(0)], is_last=True),
+            Record(first, [success(1), failure(0)], is_last=True),
+        ],
+    )
+    assert positions(database, "one") == {3: 1, 1: 2, 0: 3}
+    assert positions(database, "two") == {1: 1, 0: 2}
+    record(database, third, successes(third), is_last=True)
+    record(database, second, [success(3), success(2)], is_last=True, is_repeat=True)
+    assert positions(database, "one") == {3: 1, 1: 2, 0: 3, 4: 4, 5: 5, 2: 6}
+    for job_id in ("one", "two"):
+        assert_job_is_sound(database, job_id)
+
+
+def test_a_write_that_fails_leaves_no_gap_between_positions(database: Database) -> None:
+    register(database)
+    submit(database)
+    lease = claim(database)
+    record(database, lease, [success(0)], is_last=False)
+    with pytest.raises(IntegrityError):
+        record(database, lease, [success(1), success(0)], is_last=False)
+    record(database, lease, [success(1)], is_last=True)
+    assert positions(database, "job_a") == {0: 1, 1: 2}
 
 
 def test_a_chunk_may_end_with_a_batch_that_is_empty(database: Database) -> None:

@@ -3,6 +3,8 @@
 import re
 import stat
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +14,28 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from database.rows import all_at_once, claim, register, submit
+from database.rows import (
+    all_at_once,
+    claim,
+    finish,
+    positions,
+    record,
+    register,
+    result_rows,
+    submit,
+    success,
+)
 from servers import Postgres
 from sqlalchemy import Connection, inspect, text
 
-from db import queries, recovery
+from db import generations, leases, queries, recovery, retries, schedules, transitions
+from db.activity import find_failures
 from db.database import HEAD_REVISION, Database
 from db.errors import DatabaseUnavailableError
 from db.queries import Counts
+from db.schedules import NewSchedule
 from db.tables import metadata
+from db.transitions import NewJob, Tally
 from db.upgrade import config, open_database, unchecked_foreign_keys, upgrade
 
 MakeUrl = Callable[[str], str]
@@ -147,18 +162,19 @@ def test_a_downgrade_to_the_base_leaves_no_table(migrated: Database) -> None:
     assert migrated.revision() == HEAD_REVISION
 
 
+def _move(database: Database, run: Callable[[Config, str], None], target: str) -> None:
+    def moved(connection: Connection) -> None:
+        with unchecked_foreign_keys(connection):
+            run(config(connection), target)
+            connection.commit()
+
+    database.call(moved)
+
+
 def test_the_second_migration_keeps_jobs_and_sums_them_up(make_url: MakeUrl) -> None:
     """From the first tables: a job in each state, with chunks that were done, cancelled and given back half done."""
     database = Database(make_url("first"))
-
-    def move(run: Callable[[Config, str], None], target: str) -> None:
-        def moved(connection: Connection) -> None:
-            with unchecked_foreign_keys(connection):
-                run(config(connection), target)
-                connection.commit()
-
-        database.call(moved)
-
+    move = partial(_move, database)
     move(command.upgrade, "0001")
     with database.write() as tx:
         job = text(
@@ -195,6 +211,170 @@ def test_the_second_migration_keeps_jobs_and_sums_them_up(make_url: MakeUrl) -> 
                 text("SELECT state FROM chunks WHERE first_index = 2 ORDER BY job_id")
             ).scalars()
             assert list(states) == ["cancelled", "done", "queued"]
+    database.close()
+
+
+def test_the_third_migration_gives_results_positions_in_input_order(make_url: MakeUrl) -> None:
+    """Two jobs whose results came in another order, and one of which goes on afterwards."""
+    database = Database(make_url("second"))
+    _move(database, command.upgrade, "0002")
+    with database.write() as tx:
+        for job_id, indexes in (("a", (7, 0, 3)), ("b", (1,))):
+            tx.execute(
+                text(
+                    "INSERT INTO jobs (id, state, card_name, card_sha256, card, input_name, input_sha256, num_requests,"
+                    " num_succeeded, created_at)"
+                    " VALUES (:id, 'in_progress', 'tiny', 'c', 'card', 'in', 'i', 8, :num, 1.0)"
+                ),
+                {"id": job_id, "num": len(indexes)},
+            )
+            for index in indexes:
+                tx.execute(
+                    text(
+                        'INSERT INTO results (job_id, "index", status, result, prompt_tokens, attempt, finished_at)'
+                        " VALUES (:job_id, :index, 'succeeded', :result, 3, 1, 1.0)"
+                    ),
+                    {"job_id": job_id, "index": index, "result": f"result of {index}"},
+                )
+    for _ in range(2):
+        _move(database, command.upgrade, "head")
+        assert (positions(database, "a"), positions(database, "b")) == ({0: 1, 3: 2, 7: 3}, {1: 1})
+        assert [row["result"] for row in result_rows(database, "a")] == [
+            "result of 0",
+            "result of 3",
+            "result of 7",
+        ]
+        job = queries.get_job(database, "a")
+        assert (job.input_format, job.sampling, job.counts.succeeded) == ("card", None, 3)
+        with database.write() as tx:
+            assert transitions.count_results(tx, "a", Tally()) == (4, 5)
+        _move(database, command.downgrade, "0002")
+    database.close()
+
+
+def test_the_ninth_migration_finds_the_failures_there_are(make_url: MakeUrl) -> None:
+    database = Database(make_url("before_ninth"))
+    _move(database, command.upgrade, "0004")
+    with database.write() as tx:
+        for index in range(3):
+            tx.execute(
+                text(
+                    'INSERT INTO results (job_id, "index", status, error_code, error_message, attempt, finished_at,'
+                    " position) VALUES ('a', :index, 'failed', :code, 'm', 1, 1.0, :index + 1)"
+                ),
+                {"index": index, "code": f"code_{index % 2}"},
+            )
+    for _ in range(2):
+        _move(database, command.upgrade, "head")
+        assert "ix_results_failed" in database.call(_indexes_of_results)
+        groups = find_failures(database, "a", 0)
+        assert [(group.code, group.num) for group in groups] == [("code_0", 2), ("code_1", 1)]
+        _move(database, command.downgrade, "0004")
+        assert "ix_results_failed" not in database.call(_indexes_of_results)
+    database.close()
+
+
+def _indexes_of_results(connection: Connection) -> set[str | None]:
+    return {index["name"] for index in inspect(connection).get_indexes("results")}
+
+
+def test_the_fifth_migration_keeps_jobs_and_gives_them_labels_and_selections(make_url: MakeUrl) -> None:
+    """A job of before has neither; one of after loses both on the way back, and itself stays."""
+    database = Database(make_url("fourth"))
+    _move(database, command.upgrade, "0004")
+    with database.write() as tx:
+        tx.execute(
+            text(
+                "INSERT INTO jobs (id, state, card_name, card_sha256, card, input_name, input_sha256, num_requests,"
+                " created_at) VALUES ('old', 'queued', 'tiny', 'c', 'card', 'in', 'i', 4, 1.0)"
+            )
+        )
+    expected: list[tuple[str, dict[str, str], str | None]] = [("old", {}, None)]
+    for number in range(2):
+        _move(database, command.upgrade, "head")
+        listed = queries.list_jobs(database, 10)
+        assert sorted((job.id, job.labels, job.selection) for job in listed) == expected
+        new_id = submit(database, f"new_{number}", labels={"team": "eval"}, selection='{"limit": 4}')
+        job = queries.get_job(database, new_id)
+        assert (job.labels, job.selection) == ({"team": "eval"}, '{"limit": 4}')
+        _move(database, command.downgrade, "0004")
+        expected = [(new_id, {}, None), *expected]
+    database.close()
+
+
+def test_the_eighth_migration_keeps_workers_which_have_told_nothing(make_url: MakeUrl) -> None:
+    database = Database(make_url("fourth"))
+    _move(database, command.upgrade, "0004")
+    with database.write() as tx:
+        tx.execute(
+            text(
+                "INSERT INTO workers (id, state, card_name, engine, host, pid, started_at, heartbeat_at, details)"
+                " VALUES ('w1', 'ready', 'tiny', 'echo', 'host', 1, 1.0, 2.0, '{}')"
+            )
+        )
+    for _ in range(2):
+        _move(database, command.upgrade, "head")
+        (worker,) = queries.list_workers(database)
+        assert (worker.id, worker.num_results, worker.completion_tokens) == ("w1", 0, 0)
+        assert worker.completion_tokens_per_s is None
+        schedules.add(database, NewSchedule("n", "* * * * *", "UTC", "[]", "{}", 60.0), replace=False)
+        assert [due.name for due in schedules.list_due(database)] == ["n"]
+        _move(database, command.downgrade, "0004")
+    database.close()
+
+
+def test_the_seventh_migration_closes_gaps_on_its_way_down(make_url: MakeUrl) -> None:
+    """A job of the time before loses the second of its three results to a retry."""
+    database = Database(make_url("fourth"))
+    _move(database, command.upgrade, "0004")
+    with database.write() as tx:
+        for statement in (
+            "INSERT INTO jobs (id, state, card_name, card_sha256, card, input_name, input_sha256, num_requests,"
+            " num_succeeded, num_failed, created_at, finished_at)"
+            " VALUES ('a', 'completed', 'tiny', 'c', 'card', 'in', 'i', 3, 2, 1, 1.0, 2.0)",
+            "INSERT INTO chunks (job_id, first_index, num_requests, state, num_succeeded, num_failed)"
+            " VALUES ('a', 0, 3, 'done', 2, 1)",
+            """INSERT INTO requests (job_id, "index", body) VALUES ('a', 0, '{}'), ('a', 1, '{}'), ('a', 2, '{}')""",
+            'INSERT INTO results (job_id, "index", status, result, error_code, error_message, attempt, finished_at,'
+            " position) VALUES ('a', 0, 'succeeded', '{}', NULL, NULL, 1, 1.0, 3),"
+            " ('a', 1, 'failed', NULL, 'engine_error', 'it broke', 1, 1.0, 2),"
+            " ('a', 2, 'succeeded', '{}', NULL, NULL, 1, 1.0, 1)",
+        ):
+            tx.execute(text(statement))
+    for num_taken in (1, 0):
+        _move(database, command.upgrade, "head")
+        job = queries.get_job(database, "a")
+        assert (job.num_retried, job.ancestors, job.counts.failed) == (0, (), num_taken)
+        assert retries.take_back(database, "a", ["engine_error"]) == num_taken
+        with database.write() as tx:
+            assert transitions.count_results(tx, "a", Tally()) == (3 + num_taken, 1)
+            child = NewJob(f"child{num_taken}", "tiny", "c", "card", "in", ancestors=("a",))
+            transitions.stage_job(tx, child, 60.0)
+        _move(database, command.downgrade, "0004")
+        assert positions(database, "a") == {0: 2, 2: 1}
+    database.close()
+
+
+def test_the_sixth_migration_keeps_jobs_in_which_nothing_was_reused(make_url: MakeUrl) -> None:
+    """A job that is half done goes on afterwards, and what was generated in between is lost with the way down."""
+    database = Database(make_url("fourth"))
+    _move(database, command.upgrade, "head")
+    submit(database, num_requests=4)
+    register(database)
+    finish(database, claim(database))
+    for _ in range(2):
+        _move(database, command.downgrade, "0004")
+        _move(database, command.upgrade, "head")
+        job = queries.get_job(database, "job_a")
+        assert (job.counts.succeeded, job.num_reused, job.is_reusing) == (2, 0, False)
+        assert [row["reused_from"] for row in result_rows(database, "job_a")] == [None, None]
+        lease = claim(database)
+        assert generations.claim(database, lease, {"k": 2}, is_reusing=True).mine == {"k"}
+        leases.release(database, lease)
+    lease = claim(database)
+    copies = [replace(success(index), reused_from="job_z:0") for index in (2, 3)]
+    record(database, lease, copies, is_last=True)
+    assert queries.get_job(database, "job_a").num_reused == 2
     database.close()
 
 

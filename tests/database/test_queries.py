@@ -23,7 +23,7 @@ from database.rows import (
 )
 from soundness import assert_job_is_sound
 
-from db import leases, queries, recovery
+from db import leases, outcomes, queries, recovery
 from db.database import Database
 from db.errors import NotFoundError
 from db.queries import Counts
@@ -143,6 +143,16 @@ def test_the_newest_unfinished_job_of_the_same_input_and_card_is_found(database:
         assert_job_is_sound(database, job_id)
 
 
+def test_a_job_of_another_selection_is_another_one(database: Database) -> None:
+    find = partial(queries.find_unfinished_job, database, "i" * 64, "c" * 64)
+    for job_id, selection in (("a", '{"shard": "1/2"}'), ("b", '{"shard": "2/2"}')):
+        submit(database, job_id, selection=selection)
+        found = find(selection=selection)
+        assert found is not None
+        assert (found.id, found.selection) == (job_id, selection)
+    assert find() is None
+
+
 # --- rates ----------------------------------------------------------------------------------------------------
 
 
@@ -213,16 +223,16 @@ def test_the_rate_of_a_finished_job_is_that_of_its_whole_run(database: Database)
 def test_outcomes_come_in_input_order_whatever_the_pages(
     outcome_database: Database, monkeypatch: pytest.MonkeyPatch, num_requests_a_page: int
 ) -> None:
-    monkeypatch.setattr(queries, "_PAGE_REQUESTS", num_requests_a_page)
-    outcomes = assert_job_is_sound(outcome_database, "job_a")
-    assert [outcome.index for outcome in outcomes] == list(range(13))
-    assert [outcome.status for outcome in outcomes] == [
+    monkeypatch.setattr(outcomes, "_PAGE_REQUESTS", num_requests_a_page)
+    found = assert_job_is_sound(outcome_database, "job_a")
+    assert [outcome.index for outcome in found] == list(range(13))
+    assert [outcome.status for outcome in found] == [
         *["failed", *["succeeded"] * 3],  # a bad line first
         *["succeeded"] * 4,
         *["succeeded", *["cancelled"] * 3],  # the chunk that ran when the job was cancelled
         "cancelled",
     ]
-    assert [outcome.custom_id for outcome in outcomes] == [None, *(f"id-{index}" for index in range(1, 13))]
+    assert [outcome.custom_id for outcome in found] == [None, *(f"id-{index}" for index in range(1, 13))]
 
 
 @pytest.fixture
@@ -252,31 +262,31 @@ def test_a_request_that_was_cancelled_says_so(database: Database) -> None:
 def test_a_job_under_way_yields_what_is_finished_and_nothing_else(database: Database) -> None:
     register(database)
     job_id = submit(database, num_requests=8, bad=[5])
-    assert [outcome.index for outcome in queries.iterate_outcomes(database, job_id)] == [5]
+    assert [outcome.index for outcome in outcomes.iterate_outcomes(database, job_id)] == [5]
     lease = claim(database)
     record(database, lease, [success(1)], is_last=False)
     finish(database, claim(database))
-    assert [outcome.index for outcome in queries.iterate_outcomes(database, job_id)] == [1, 2, 3, 5]
+    assert [outcome.index for outcome in outcomes.iterate_outcomes(database, job_id)] == [1, 2, 3, 5]
     cancel(database, job_id)
     # a chunk runs, which may finish more
-    assert [outcome.index for outcome in queries.iterate_outcomes(database, job_id)] == [1, 2, 3, 5]
+    assert [outcome.index for outcome in outcomes.iterate_outcomes(database, job_id)] == [1, 2, 3, 5]
     leases.release(database, lease)
-    over = [(outcome.index, outcome.status) for outcome in queries.iterate_outcomes(database, job_id)]
+    over = [(outcome.index, outcome.status) for outcome in outcomes.iterate_outcomes(database, job_id)]
     assert [index for index, _ in over] == list(range(8))
     assert [index for index, status in over if status == "cancelled"] == [0, 4, 6, 7]
 
 
 def test_an_export_holds_up_nobody(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between two pages no transaction is open: a cancel gets through, and the export goes on."""
-    monkeypatch.setattr(queries, "_PAGE_REQUESTS", 1)
+    monkeypatch.setattr(outcomes, "_PAGE_REQUESTS", 1)
     register(database)
     job_id = submit(database, num_requests=6, chunk_size=6)
     lease = claim(database)
     record(database, lease, [success(0), success(1)], is_last=False)
-    outcomes = queries.iterate_outcomes(database, job_id)
-    assert next(outcomes).index == 0
+    found = outcomes.iterate_outcomes(database, job_id)
+    assert next(found).index == 0
     finish(database, lease)
-    assert [outcome.index for outcome in outcomes] == [1, 2, 3, 4, 5]
+    assert [outcome.index for outcome in found] == [1, 2, 3, 4, 5]
     assert_job_is_sound(database, job_id)
 
 
@@ -313,3 +323,70 @@ def test_workers_are_listed_with_the_age_of_their_heartbeat(database: Database) 
     assert (alive[0].card_name, alive[0].engine, alive[0].host, alive[0].pid) == (CARD, "echo", "host", 1)
     everyone = queries.list_workers(database, alive_only=False)
     assert [(worker.id, worker.state) for worker in everyone][-1] == ("w_gone", "gone")
+
+
+@pytest.fixture
+def three_jobs(database: Database) -> Database:
+    for job_id in ("job_abc1", "job_abc22", "job_x_y"):
+        submit(database, job_id)
+    return database
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [
+        ("job_abc1", "job_abc1"),
+        ("job_abc2", "job_abc22"),
+        ("abc1", "job_abc1"),
+        ("x", "job_x_y"),
+        ("job_x_", "job_x_y"),
+    ],
+)
+def test_a_job_is_meant_by_its_id_or_the_beginning_of_it(three_jobs: Database, said: str, meant: str) -> None:
+    assert queries.find_job_id(three_jobs, said) == meant
+
+
+def test_a_whole_id_is_meant_even_where_others_begin_with_it(three_jobs: Database) -> None:
+    submit(three_jobs, "job_abc")
+    assert queries.find_job_id(three_jobs, "job_abc") == "job_abc"
+    assert queries.find_job_id(three_jobs, "abc") == "job_abc"
+
+
+@pytest.mark.parametrize("said", ["job_abc", "abc", "job_"])
+def test_a_beginning_of_several_names_them(three_jobs: Database, said: str) -> None:
+    with pytest.raises(NotFoundError, match="beginning of several jobs: job_abc1, job_abc22"):
+        queries.find_job_id(three_jobs, said)
+
+
+def test_of_many_jobs_only_some_are_named(three_jobs: Database) -> None:
+    for number in range(9):
+        submit(three_jobs, f"job_a{number}")
+    with pytest.raises(NotFoundError, match="several jobs: job_a0, job_a1, job_a2, job_a3, job_a4 and more;"):
+        queries.find_job_id(three_jobs, "a")
+
+
+@pytest.mark.parametrize(
+    "said", ["job_abd", "%", "job\\_abc1", "_", "job_x%", "JOB_ABC1", "job_abc1 ", "", " "]
+)
+def test_what_no_id_begins_with_is_not_found(three_jobs: Database, said: str) -> None:
+    with pytest.raises(NotFoundError, match="there is no job"):
+        queries.find_job_id(three_jobs, said)
+
+
+def test_the_last_job_is_the_newest_that_is_whole(database: Database) -> None:
+    with pytest.raises(NotFoundError, match="no job yet"):
+        queries.find_job_id(database, "last")
+    for job_id in ("job_b", "job_a"):
+        submit(database, job_id)
+    stage(database, "job_staged")
+    assert queries.find_job_id(database, "last") == "job_a"
+    with pytest.raises(NotFoundError):
+        queries.find_job_id(database, "job_staged")
+
+
+def test_an_unfinished_job_of_another_name_is_not_the_one_that_is_named(database: Database) -> None:
+    submit(database, "tonight")
+    set_columns(database, jobs, jobs.c.id == "tonight", name="nightly-2")
+    find = partial(queries.find_unfinished_job, database, "i" * 64, "c" * 64, None)
+    for name, is_found in ((None, True), ("nightly-2", True), ("nightly-3", False)):
+        assert (find(name) is not None) == is_found, name

@@ -1,5 +1,6 @@
 """A job that is deleted is gone at once for everybody, and its rows go in steps that survive a crash."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,8 @@ import pytest
 from database.rows import (
     CARD,
     LEASE_S,
+    Call,
+    Pause,
     cancel,
     claim,
     commit,
@@ -21,13 +24,14 @@ from database.rows import (
 )
 from soundness import assert_job_is_sound
 
-from db import leases, queries, recovery, transitions
+from db import leases, outcomes, queries, recovery, transitions
 from db.database import Database
 from db.errors import NotFoundError, WrongStateError
 from db.recovery import Recovery
 from db.states import JobState
 from db.tables import jobs, now_s
 from jobs import control, export, retention, verify
+from jobs.forms import native
 
 
 class _Crash(Exception):  # noqa: N818  a power cut is no error
@@ -176,11 +180,40 @@ def test_a_deletion_that_was_cut_short_is_continued(
 # --- a reader meanwhile ---------------------------------------------------------------------------------------
 
 
+def test_a_step_of_a_deletion_locks_nobody_out(
+    postgres_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While its transaction is open, others submit, claim, record, cancel, and end another deletion."""
+    database = postgres_database
+    monkeypatch.setattr(recovery, "_ERASE_ROWS", 3)
+    register(database)
+    for job_id in ("big", "small"):
+        _end(database, job_id, JobState.COMPLETED)
+    pause = Pause(monkeypatch, "erase_rows")
+    deleting = Call(partial(retention.delete, database, "big"))
+    try:
+        pause.wait_reached()
+        with database.write() as tx:
+            transitions.delete_job(tx, "small")
+        assert recovery.erase_job(database, "small")
+        submit(database, "next")
+        finish_all(database)
+        submit(database, "cancelled")
+        cancel(database, "cancelled")
+        assert [job.id for job in queries.list_jobs(database, 9)] == ["cancelled", "next"]
+    finally:
+        pause.end()
+    deleting.result()
+    assert num_rows(database, "big") == 0
+    for job_id in ("next", "cancelled"):
+        assert_job_is_sound(database, job_id)
+
+
 def test_an_export_of_a_job_that_is_deleted_meanwhile_leaves_no_file(
     database: Database, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """What it read is too short, and would pass for the whole."""
-    monkeypatch.setattr(queries, "_PAGE_REQUESTS", 2)
+    monkeypatch.setattr(outcomes, "_PAGE_REQUESTS", 2)
     register(database)
     _end(database, "job_a", JobState.COMPLETED)
     (tmp_path / "out.jsonl").write_text("of old")
@@ -194,7 +227,7 @@ def test_an_export_of_a_job_that_is_deleted_meanwhile_leaves_no_file(
 def test_a_job_that_is_deleted_while_it_is_verified_is_not_unsound(
     database: Database, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(queries, "_PAGE_REQUESTS", 2)
+    monkeypatch.setattr(outcomes, "_PAGE_REQUESTS", 2)
     register(database)
     _end(database, "job_a", JobState.COMPLETED)
     output = str(tmp_path / "out.jsonl")
@@ -205,9 +238,9 @@ def test_a_job_that_is_deleted_while_it_is_verified_is_not_unsound(
 
 
 def _delete_at_the_first_line(monkeypatch: pytest.MonkeyPatch, module: Any, database: Database) -> None:
-    real = export.format_line
+    real = native.format_line
 
-    def format_line(outcome: queries.Outcome) -> bytes:
+    def format_line(outcome: outcomes.Outcome) -> bytes:
         if outcome.index == 0:
             retention.delete(database, "job_a")
         return real(outcome)

@@ -14,6 +14,7 @@ from database.rows import (
     job_row,
     line,
     overlap,
+    positions,
     register,
     result_rows,
     stage,
@@ -25,7 +26,7 @@ from db import leases, queries, submits
 from db.database import Database
 from db.errors import NotFoundError, WrongStateError
 from db.queries import Counts
-from db.states import ChunkState, JobState
+from db.states import ChunkState, InputFormat, JobState
 from db.submits import NewChunk
 from db.transitions import NewJob
 
@@ -58,11 +59,13 @@ def test_a_job_is_seen_from_its_commit_on(database: Database) -> None:
 
 
 def test_a_job_says_what_it_was_submitted_with(database: Database) -> None:
-    submits.begin(database, NewJob("job_a", CARD, "c" * 64, "name: tiny", "in.jsonl", "nightly", 7))
+    new = NewJob("job_a", CARD, "c" * 64, "name: tiny", "in.jsonl", "nightly", 7, sampling="{}")
+    submits.begin(database, new)
     submits.add(database, "job_a", [line(0)], [NewChunk(0, 1, 0)])
-    assert commit(database, "job_a", num_requests=1, key="monday")
+    assert commit(database, "job_a", num_requests=1, key="monday", input_format=InputFormat.OPENAI)
     job = queries.get_job(database, "job_a")
     assert (job.name, job.priority, job.input_name, job.input_sha256) == ("nightly", 7, "in.jsonl", "i" * 64)
+    assert (job.input_format, job.sampling) == (InputFormat.OPENAI, "{}")
     assert (job.card_name, job.card_sha256) == (CARD, "c" * 64)
     assert queries.get_card(database, "job_a") == "name: tiny"
     assert queries.find_job_by_key(database, "monday") == job
@@ -78,6 +81,17 @@ def test_a_job_that_is_added_in_parts_is_whole(database: Database) -> None:
     finish_all(database)
     outcomes = assert_job_is_sound(database, job_id)
     assert [outcome.custom_id for outcome in outcomes] == [f"id-{index}" for index in range(7)]
+
+
+def test_bad_lines_of_every_step_have_positions_and_results_come_after_them(database: Database) -> None:
+    job_id = stage(database, num_requests=4, bad=[1, 3])
+    submits.add(database, job_id, [line(4, is_bad=True), line(5)], [NewChunk(4, 2, 1)])
+    assert commit(database, job_id, num_requests=6, num_failed=3)
+    assert positions(database, job_id) == {1: 1, 3: 2, 4: 3}
+    register(database)
+    finish_all(database)
+    assert positions(database, job_id) == {1: 1, 3: 2, 4: 3, 0: 4, 2: 5, 5: 6}
+    assert_job_is_sound(database, job_id)
 
 
 def test_a_step_that_fails_adds_none_of_its_lines(database: Database) -> None:

@@ -8,7 +8,18 @@ from sqlalchemy import CheckConstraint, Table, insert
 from sqlalchemy.exc import IntegrityError
 
 from db.database import Database
-from db.tables import chunks, jobs, metadata, requests, results, workers
+from db.tables import (
+    chunks,
+    generations,
+    job_labels,
+    job_workers,
+    jobs,
+    metadata,
+    requests,
+    results,
+    schedules,
+    workers,
+)
 
 
 def _good(table: Table) -> dict[str, Any]:
@@ -45,6 +56,8 @@ def _good(table: Table) -> dict[str, Any]:
             "lease_until": 1.0,
             "worker_id": "worker_x",
         },
+        job_workers: {"job_id": "job_x", "worker_id": "worker_x"},
+        job_labels: {"job_id": "job_x", "key": "team", "value": "eval", "created_at": 1.0},
         requests: {"job_id": new_id, "index": 0, "custom_id": "id-0", "body": "{}"},
         results: {
             "job_id": new_id,
@@ -53,7 +66,22 @@ def _good(table: Table) -> dict[str, Any]:
             "result": "{}",
             "attempt": 1,
             "finished_at": 1.0,
+            "position": 1,
         },
+        schedules: {
+            "name": new_id,
+            "cron": "* * * * *",
+            "timezone": "UTC",
+            "arguments": "[]",
+            "submit": "{}",
+            "created_at": 1.0,
+            "due_at": 120.0,
+            "firing_due_at": 60.0,
+            "num_tries": 1,
+            "lease_id": new_id,
+            "lease_until": 1.0,
+        },
+        generations: {"key": "k" * 32, "job_id": new_id, "index": 0, "lease_id": new_id},
     }
     return rows[table]
 
@@ -64,6 +92,7 @@ _FAILED = {"status": "failed", "result": None, "error_code": "engine_error", "er
 # One rule broken at a time: the table, the name of its CHECK, and what makes the good row wrong.
 _WRONG: list[tuple[Table, str, dict[str, Any]]] = [
     (jobs, "state", {"state": "paused"}),
+    (jobs, "input_format", {"input_format": "yaml"}),
     (jobs, "submit_lease", {"state": "validating"}),
     (jobs, "submit_lease", {"submit_lease_until": 1.0}),
     (jobs, "whole", {"input_sha256": None}),
@@ -77,6 +106,11 @@ _WRONG: list[tuple[Table, str, dict[str, Any]]] = [
     (jobs, "counts", {"num_failed": -1}),
     (jobs, "counts", {"num_succeeded": 2, "num_failed": 1}),
     (jobs, "completed", {"state": "completed", "finished_at": 1.0, "num_succeeded": 1}),
+    (jobs, "retried", {"num_retried": -1}),
+    (jobs, "ancestors", {"root_id": "job_y"}),
+    (jobs, "ancestors", {"ancestors": "job_y"}),
+    (jobs, "reused", {"num_reused": -1}),
+    (jobs, "reused", {"num_reused": 2, "num_succeeded": 1}),
     (workers, "state", {"state": "asleep"}),
     (chunks, "state", {**_NO_LEASE, "state": "paused"}),
     (chunks, "lease", _NO_LEASE),
@@ -95,14 +129,24 @@ _WRONG: list[tuple[Table, str, dict[str, Any]]] = [
     (chunks, "alone", {"is_alone": True}),
     (chunks, "alone", {**_NO_LEASE, "state": "queued", "is_suspect": True, "is_alone": True}),
     (chunks, "done", {**_NO_LEASE, "state": "done", "num_succeeded": 1}),
+    (chunks, "reused", {"num_reused": -1}),
+    (chunks, "reused", {"num_reused": 2, "num_succeeded": 1}),
     (requests, "index", {"index": -1}),
     (results, "status", {"status": "cancelled", "result": None}),
+    (results, "position", {"position": 0}),
     (results, "result", {"result": None}),
     (results, "result", {**_FAILED, "result": "{}"}),
     (results, "error", {"error_code": "engine_error", "error_message": "it broke"}),
     (results, "error", {**_FAILED, "error_code": None}),
     (results, "error", {**_FAILED, "error_code": None, "error_message": None}),
     (results, "error", {**_FAILED, "error_message": None}),
+    (schedules, "lease", {"lease_id": None}),
+    (schedules, "lease", {"lease_until": None}),
+    (schedules, "lease", {"firing_due_at": None}),
+    (schedules, "lease", {"num_tries": 0}),
+    (schedules, "lease", {"lease_id": None, "lease_until": None, "firing_due_at": None}),
+    (schedules, "due", {"firing_due_at": 120.0}),
+    (results, "reused", {**_FAILED, "reused_from": "job_1:0"}),
 ]
 # Two rows that cannot both be: the table, the columns of the key, and what both have in it.
 _TWICE: list[tuple[Table, tuple[str, ...], dict[str, Any]]] = [
@@ -110,9 +154,13 @@ _TWICE: list[tuple[Table, tuple[str, ...], dict[str, Any]]] = [
     (jobs, ("idempotency_key",), {"idempotency_key": "nightly"}),
     (workers, ("id",), {"id": "worker_1"}),
     (chunks, ("job_id", "first_index"), {"first_index": 0}),
+    (job_labels, ("job_id", "key"), {"value": "a"}),
     (requests, ("job_id", "index"), {"job_id": "job_1", "custom_id": None}),
     (requests, ("job_id", "custom_id"), {"job_id": "job_1", "custom_id": "same"}),
     (results, ("job_id", "index"), {"job_id": "job_1"}),
+    (results, ("job_id", "position"), {"job_id": "job_1"}),
+    (schedules, ("name",), {"name": "nightly"}),
+    (generations, ("key", "job_id"), {"key": "k", "job_id": "job_1"}),
 ]
 
 
@@ -147,6 +195,7 @@ def test_other_good_rows_are_taken(seeded: Database) -> None:
     _insert(seeded, chunks, first_index=8, is_suspect=True, is_alone=True)
     _insert(seeded, requests, custom_id=None, body=None)
     _insert(seeded, results, **_FAILED)
+    _insert(seeded, schedules, lease_id=None, lease_until=None, firing_due_at=None, num_tries=0)
 
 
 def test_each_wrong_row_is_refused_by_its_rule(seeded: Database) -> None:
@@ -178,8 +227,12 @@ def _unique_name(table: Table, columns: tuple[str, ...]) -> str:
 def test_no_key_is_taken_twice(
     seeded: Database, table: Table, columns: tuple[str, ...], same: dict[str, Any]
 ) -> None:
-    # where the key is not the index itself, the second row stands at another
-    other = {"index": 1} if columns == ("job_id", "custom_id") else {}
+    # the second row keeps no other key
+    others: dict[tuple[str, ...], dict[str, int]] = {
+        ("job_id", "custom_id"): {"index": 1},
+        ("job_id", "position"): {"index": 1},
+    }
+    other = {"position": 2} if (table, columns) == (results, ("job_id", "index")) else others.get(columns, {})
     _insert(seeded, table, **same)
     with pytest.raises(IntegrityError) as caught:
         _insert(seeded, table, **same, **other)

@@ -78,7 +78,7 @@ def test_a_sound_job_passes_with_its_input_and_its_output(
     num_results = 10 if state is JobState.COMPLETED else 6
     assert found == [
         "10 requests, each in one chunk",
-        f"{num_results} results, as many as are counted",
+        f"{num_results} results, as many as are counted, in positions without a gap",
         "no chunk runs, no lease lives",
         f"10 outcomes, each index once, as in {output_path}",
         f"{input_path} is the file that was submitted",
@@ -110,22 +110,27 @@ def test_a_job_that_is_missing_staged_or_not_over_is_not_verified(database: Data
 
 _MISSING_RESULT = """DELETE FROM results WHERE "index" = 4"""
 _NEW_RESULT = (
-    "INSERT INTO results VALUES ('job_a', {}, 'succeeded', '{{}}', 'stop', 3, 5, NULL, NULL, 1, 1.0)"
+    "INSERT INTO results VALUES ('job_a', {}, 'succeeded', '{{}}', 'stop', 3, 5, NULL, NULL, 1, 1.0, {},"
+    " NULL, NULL)"
 )
 
 # What was done to the rows of a cancelled job, and what must be said of it. Its chunks begin at 0, 2, 4, 6 and 8,
 # those from 4 on are cancelled; results are there for 0, 1, 2, 3, 4 and 9; 1, 3 and 9 failed.
 _SPOILT: dict[str, tuple[str, Sequence[str]]] = {
     "a result is missing": ("5 results stored, 6 results counted", [_MISSING_RESULT]),
-    "a result too many": ("7 results stored, 6 results counted", [_NEW_RESULT.format(7)]),
-    "a result of no request": ("7 results stored, 6 results counted", [_NEW_RESULT.format(99)]),
+    "a result too many": ("7 results stored, 6 results counted", [_NEW_RESULT.format(7, 7)]),
+    "a result of no request": ("7 results stored, 6 results counted", [_NEW_RESULT.format(99, 7)]),
     "a result in the wrong chunk": (
         "2 results outside a chunk's range or counts, 0 expected",
-        [_MISSING_RESULT, _NEW_RESULT.format(7)],
+        [_MISSING_RESULT, _NEW_RESULT.format(7, 7)],
     ),
     "a result outside all chunks": (
         "1 results outside a chunk's range or counts, 0 expected",
-        [_MISSING_RESULT, _NEW_RESULT.format(99)],
+        [_MISSING_RESULT, _NEW_RESULT.format(99, 7)],
+    ),
+    "a gap between positions": (
+        "7 is the last result's position, 6 results stored",
+        ["UPDATE results SET position = 7 WHERE position = 3"],
     ),
     "a count too low": (
         "6 results stored, 5 results counted",
@@ -178,6 +183,14 @@ _SPOILT: dict[str, tuple[str, Sequence[str]]] = {
     "completion tokens": (
         "16 completion tokens of outcomes, 15 counted",
         ["""UPDATE results SET completion_tokens = 6 WHERE "index" = 4"""],
+    ),
+    "a copy that nobody counted": (
+        "1 outcomes reused, 0 counted",
+        ["""UPDATE results SET reused_from = 'job_a:2' WHERE "index" = 4"""],
+    ),
+    "a copy that the job alone counted": (
+        "0 reused counted by chunks, 1 by the job",
+        ["UPDATE jobs SET num_reused = 1"],
     ),
     "a chunk is missing": (
         "4 requests covered by chunks, 10 requests submitted",
@@ -351,7 +364,8 @@ def test_another_input_is_named(sqlite_database: Database, input_path: Path, tmp
     other = tmp_path / "other.jsonl"
     other.write_text(input_path.read_text() + "\n")
     with pytest.raises(
-        UnsoundError, match=rf"is the SHA-256 of .*other\.jsonl, {hash_file(str(input_path))}"
+        UnsoundError,
+        match=rf"other\.jsonl: not what was .* job's input {(hash_file(str(input_path)) or '')[:12]}…",
     ):
         verify(sqlite_database, "job_a", str(other))
 

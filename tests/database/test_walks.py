@@ -21,7 +21,7 @@ from database.rows import (
 )
 from soundness import assert_job_is_sound
 
-from db import leases, queries, recovery
+from db import leases, queries, recovery, retries
 from db.database import Database
 from db.errors import LeaseLostError, WrongStateError
 from db.transitions import Lease
@@ -53,6 +53,7 @@ class _Walk:
             self._isolate,
             self._die,
             self._pass_deadline,
+            self._retry,
         ]
         # what is refused must have changed nothing, and the counts show it
         with contextlib.suppress(LeaseLostError, WrongStateError):
@@ -116,6 +117,10 @@ class _Walk:
     def _cancel(self) -> None:
         if self.totals:
             cancel(self._database, self._random.choice(list(self.totals)))
+
+    def _retry(self) -> None:
+        if self.totals:
+            retries.take_back(self._database, self._random.choice(list(self.totals)), ["engine_error"])
 
     def drain(self) -> None:
         """Every worker dies, and one more does what is left."""

@@ -62,8 +62,14 @@ def test_greedy_answers_are_those_of_vllm_called_directly(
     make_cli: MakeCli, weights: Path, tmp_path: Path
 ) -> None:
     source = _write_requests(tmp_path / "in.jsonl", _NUM_REQUESTS, 40)
-    done = make_cli().run("run", str(source), "-o", str(tmp_path / "out.jsonl"))
+    cli = make_cli()
+    done = cli.run("run", str(source), "-o", str(tmp_path / "out.jsonl"))
     assert done.returncode == 0, done.stderr
+    (job,) = json.loads(cli.run("list", "--json").stdout)
+    (worker,) = json.loads(cli.run("manifest", job["id"]).stdout)["workers"]
+    assert worker["engine"]["name"] == "vllm"
+    assert worker["engine"]["arguments"]["max_model_len"] == 2048
+    assert worker["engine"]["weights"]["fingerprint"].startswith("sha256:")
     ours = {line["custom_id"]: line["result"]["response"] for line in read_results(tmp_path / "out.jsonl")}
     environment = {
         **os.environ,

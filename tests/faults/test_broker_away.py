@@ -4,7 +4,7 @@ import contextlib
 import time
 from pathlib import Path
 
-from plant import MakePlant
+from plant import LONG_LEASE_S, MakePlant
 from redis.exceptions import ConnectionError as RedisGoneError
 from servers import Redis, wait_until
 
@@ -12,7 +12,7 @@ _AWAY_S = 60.0
 
 
 def test_an_emptied_redis_costs_nothing(big: MakePlant, redis: Redis) -> None:
-    plant = big()
+    plant = big(lease_s=LONG_LEASE_S)
     plant.start_worker(is_ready=False)
     plant.start_worker()
     job_id = plant.submit(120)
@@ -27,9 +27,9 @@ def test_an_emptied_redis_costs_nothing(big: MakePlant, redis: Redis) -> None:
 
 def test_a_redis_that_was_away_for_a_minute_is_used_again(big: MakePlant, redis: Redis) -> None:
     """It comes back empty. Meanwhile chunks go on, a submit is stored, and says that the job waits."""
-    plant = big()
+    plant = big(lease_s=LONG_LEASE_S)
     plant.start_worker()
-    first = plant.submit(150)
+    first = plant.submit(500)
     plant.wait_results(first, 8)
     redis.kill()
     back_at = time.monotonic() + _AWAY_S

@@ -119,3 +119,19 @@ def test_a_run_waits_for_its_database(big: MakePlant, postgres: Postgres) -> Non
     plant.wait_sound(job_id)
     assert plant.num_rerun(job_id) == 0
     assert len(output.read_text().splitlines()) == 100
+
+
+def test_a_worker_that_starts_without_its_database_says_so_and_exits_with_6(
+    big: MakePlant, postgres: Postgres
+) -> None:
+    """So that systemd, Docker or Kubernetes start it again later."""
+    plant = big()
+    job_id = plant.submit(20)
+    postgres.crash()
+    done = plant.cli.run("worker", "--restart-engine", timeout_s=60)
+    assert done.returncode == 6, done.stderr
+    assert "is not available" in done.stderr
+    assert "Traceback" not in done.stderr
+    postgres.come_back()
+    plant.start_worker()
+    plant.wait_sound(job_id)

@@ -1,17 +1,12 @@
 """A worker that stands still for longer than its lease, or whose clock is wrong, and comes back."""
 
-import contextlib
 import os
-import signal
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from plant import LEASE_S, RECOVERY_MARGIN_S, MakePlant, Plant, WorkerProcess
+from freezing import frozen
+from plant import LEASE_S, LONG_LEASE_S, RECOVERY_MARGIN_S, MakePlant
 from servers import wait_until
-from sqlalchemy import text
 
 # Settings under which a worker writes most of the time.
 _WRITING = {"echo_latency_s": 0.05, "flush_s": 0.05, "engine_num_seqs": 4}
@@ -29,7 +24,7 @@ def test_a_zombie_writes_nothing(make_plant: MakePlant) -> None:
     zombie = plant.start_worker()
     job_id = plant.submit(80)
     plant.wait_results(job_id, 1)
-    with _frozen(plant, zombie, is_writing=False):
+    with frozen(plant, zombie, is_writing=False):
         plant.start_worker(echo_latency_s=0.05, is_ready=False)
         with plant.recovers_within(LEASE_S + RECOVERY_MARGIN_S, plant.worker_ids()):
             pass
@@ -47,7 +42,7 @@ def test_a_worker_frozen_while_it_writes_holds_up_nobody_for_long(big: MakePlant
     zombie = plant.start_worker()
     job_id = plant.submit(600)
     plant.wait_results(job_id, 1)
-    with _frozen(plant, zombie, is_writing=True):
+    with frozen(plant, zombie, is_writing=True):
         plant.start_worker(echo_latency_s=0.005, is_ready=False)
         plant.wait_sound(job_id, 40)
         finished = plant.finished(job_id)
@@ -62,7 +57,7 @@ def test_a_worker_frozen_in_a_write_to_sqlite_is_waited_for(small: MakePlant) ->
     zombie.wait_ready()
     job_id = plant.submit(400)
     plant.wait_results(job_id, 1)
-    with _frozen(plant, zombie, is_writing=True):
+    with frozen(plant, zombie, is_writing=True):
         submitted = plant.cli.run("submit", str(plant.write(4)))
         assert submitted.returncode == 6, submitted.stderr
         assert "is locked by another process" in submitted.stderr
@@ -83,7 +78,7 @@ def test_a_worker_that_stays_frozen_in_a_write_to_sqlite_is_killed(small: MakePl
     zombie.wait_ready()
     job_id = plant.submit(400)
     plant.wait_results(job_id, 1)
-    with _frozen(plant, zombie, is_writing=True) as pid:
+    with frozen(plant, zombie, is_writing=True) as pid:
         wait_until(lambda: not Path(f"/proc/{pid}").exists(), "it is killed", LEASE_S + RECOVERY_MARGIN_S)
     assert "keeps all others from writing" in zombie.log
     plant.wait_sound(job_id)
@@ -94,7 +89,7 @@ def test_a_worker_that_stays_frozen_in_a_write_to_sqlite_is_killed(small: MakePl
 @pytest.mark.parametrize("shift_s", [3600, -3600])
 def test_a_wrong_clock_neither_loses_nor_steals(big: MakePlant, tmp_path: Path, shift_s: int) -> None:
     """Only the database's clock judges leases."""
-    plant = big(echo_latency_s=0.5, lease_s=20)  # far from an hour, and far from a slow machine's pause
+    plant = big(echo_latency_s=0.5, lease_s=LONG_LEASE_S)  # far from an hour
     (tmp_path / "clock").mkdir()
     (tmp_path / "clock" / "sitecustomize.py").write_text(_SHIFTED_CLOCK.format(shift_s=shift_s))
     path = os.pathsep.join([str(tmp_path / "clock"), os.environ.get("PYTHONPATH", "")])
@@ -109,34 +104,3 @@ def test_a_wrong_clock_neither_loses_nor_steals(big: MakePlant, tmp_path: Path, 
     plant.wait_sound(job_id)
     assert plant.num_rerun(job_id) == 0
     assert not any("lease lost" in worker.log or "recovered" in worker.log for worker in started)
-
-
-@contextmanager
-def _frozen(plant: Plant, worker: WorkerProcess, *, is_writing: bool) -> Iterator[int]:
-    """Hold the worker process still, inside a write transaction or outside any; its process id."""
-    deadline = time.monotonic() + 30
-    while True:
-        pid = worker.freeze()
-        # Again and again: its last word may still be on its way when it stands still, and on SQLite it may be
-        # another worker that writes at this moment.
-        if all(_is_in_transaction(plant, after_s) == is_writing for after_s in (0, *[0.1] * 7)):
-            break
-        os.kill(pid, signal.SIGCONT)
-        assert time.monotonic() < deadline, "it was never caught"
-    try:
-        yield pid
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGCONT)
-
-
-def _is_in_transaction(plant: Plant, after_s: float) -> bool:
-    time.sleep(after_s)
-    if plant.database.is_sqlite:
-        return plant.database.is_locked()
-    query = text(
-        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
-        " AND state = 'idle in transaction' AND backend_xid IS NOT NULL"
-    )
-    with plant.database.read() as tx:
-        return bool(tx.execute(query).scalar_one())

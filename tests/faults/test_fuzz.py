@@ -17,6 +17,7 @@ from db import queries
 from db.database import Database
 from db.errors import InputError
 from jobs.cards import find_card
+from jobs.reader import LineLimits
 from jobs.settings import Settings
 from jobs.submit import InputRefusedError, OnInvalid, SubmitOptions, submit
 from jobs.validation import validate
@@ -93,7 +94,7 @@ def _check(database: Database, path: Path, content: bytes) -> None:
     card = find_card(path.parent, _MODEL)
     before = _num_jobs(database)
     try:
-        report = validate(card, str(path), _MAX_LINE_BYTES)
+        report = validate(card, str(path), LineLimits.of(ours))
     except InputError:  # damaged as a whole
         report = None
     try:
@@ -151,13 +152,13 @@ def test_compressed_files_that_are_cut_off(
     _check(sqlite_database, path, content)
 
 
-@pytest.mark.parametrize("depth", [10_000, 200_000])
+@pytest.mark.parametrize("depth", [101, 10_000, 200_000])
 def test_a_line_that_is_nested_too_deeply_is_a_bad_line(small: MakePlant, tmp_path: Path, depth: int) -> None:
     path = tmp_path / "deep.jsonl"
     path.write_text(_GOOD[0] + '\n{"prompt": "a", "b": ' + "[" * depth + "]" * depth + "}\n")
     done = small().cli.run("submit", str(path))
     assert done.returncode == 3, (done.returncode, done.stderr)
-    assert "line 2: " in done.stderr
+    assert "line 2: it is nested more deeply than max_line_depth (100)" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -202,6 +203,10 @@ def test_what_is_good_among_them_runs(small: MakePlant) -> None:
     assert {one.error_code for one in outcomes if one.error_code} <= {
         "invalid_json",
         "invalid_request",
+        "invalid_parameter",
+        "invalid_messages",
+        "invalid_custom_id",
+        "line_limit_exceeded",
         "duplicate_custom_id",
         # a max_tokens that the schema allows
         "max_total_tokens_exceeded",

@@ -5,7 +5,7 @@ from plant import MakePlant, Plant
 from sqlalchemy import select
 
 from db import queries
-from db.queries import Outcome
+from db.outcomes import Outcome
 from db.states import ResultStatus
 from db.tables import results
 
@@ -42,6 +42,18 @@ def test_under_run(small: MakePlant, poison: str) -> None:
     assert done.returncode == 0, done.stderr
     _assert_only_poison_failed(plant.wait_sound(_only_job(plant)), 1, "engine_crash")
     assert plant.num_workers() <= _MAX_WORKERS
+
+
+@pytest.mark.parametrize(("poison", "code"), [("!die", 70), ("!kill", 137)])
+def test_a_worker_that_nobody_restarts_says_how_it_ended(small: MakePlant, poison: str, code: int) -> None:
+    """For systemd, Docker and Kubernetes; what it held waits for the next worker at once, whatever the lease."""
+    plant = small(chunk_num_requests=64, lease_s=120, heartbeat_s=1)
+    job_id = plant.submit(_prompts(poison))
+    worker = plant.start_worker(is_ready=False)
+    assert worker.supervisor.wait(30) == code
+    assert plant.job(job_id).counts.running == 0
+    plant.start_worker("--restart-engine", is_ready=False)
+    _assert_only_poison_failed(plant.wait_sound(job_id), 1, "engine_crash")
 
 
 def test_two_of_them_in_one_chunk(small: MakePlant) -> None:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from kombu import Connection, Exchange, Producer
-from plant import MakePlant, Plant
+from plant import LONG_LEASE_S, MakePlant, Plant
 from servers import Redis
 
 from workers.celery_app import TICKET_TASK, create_app, queue_name
@@ -79,7 +79,7 @@ FORGED = [
 
 
 def test_hundreds_of_tickets_run_each_request_once(big: MakePlant) -> None:
-    plant = big(echo_latency_s=0.1)
+    plant = big(echo_latency_s=0.1, lease_s=LONG_LEASE_S)
     plant.start_worker(is_ready=False)
     plant.start_worker()
     office = TicketOffice(create_app(plant.settings), plant.settings.model)
@@ -88,6 +88,22 @@ def test_hundreds_of_tickets_run_each_request_once(big: MakePlant) -> None:
     office.send(150)
     plant.wait_sound(job_id)
     assert plant.num_rerun(job_id) == 0
+
+
+def test_tickets_in_another_order_and_twice_make_no_difference(big: MakePlant, redis: Redis) -> None:
+    """Of two jobs, with nobody there yet: a ticket names no chunk, so neither its place nor a copy of it counts."""
+    plant = big(lease_s=LONG_LEASE_S)
+    low, high = plant.submit(40), plant.submit(40, priority=5)
+    client, queue = redis.client(), queue_name(plant.settings.model)
+    tickets = client.lrange(queue, 0, -1)
+    assert len(tickets) > 2
+    client.delete(queue)
+    client.rpush(queue, *reversed(tickets), *tickets)
+    plant.start_worker()
+    plant.wait_sound(low)
+    plant.wait_sound(high)
+    assert plant.num_rerun(low) == plant.num_rerun(high) == 0
+    assert max(plant.finished(high).values()) <= max(plant.finished(low).values()), "priority decides"
 
 
 def test_forged_tickets_stop_no_worker(big: MakePlant, redis: Redis) -> None:

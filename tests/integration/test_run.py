@@ -69,6 +69,81 @@ def test_a_file_goes_in_and_a_file_comes_out(make_cli: MakeCli, home: Path, tmp_
     assert [line["status"] for line in lines].count("succeeded") == 39
     assert_job_is_sound(_database(home), _only_job(cli))
     assert output.stat().st_mode & 0o777 == 0o600
+    (worker,) = json.loads(cli.run("manifest", _only_job(cli)).stdout)["workers"]
+    assert worker["engine"]["name"] == "echo"
+    assert worker["machine"]["num_cores"] >= 1
+
+
+def test_the_last_line_is_for_programs(make_cli: MakeCli, tmp_path: Path) -> None:
+    source = write_requests(tmp_path / "in.jsonl", 40)
+    done = make_cli().run("run", str(source), "-o", str(tmp_path / "out.jsonl"), "--max-failed", "0")
+    assert done.returncode == 9
+    name, *pairs = done.stderr.splitlines()[-1].split()
+    said = dict(pair.split("=") for pair in pairs)
+    assert name == "promptmill:"
+    assert float(said.pop("elapsed_s")) >= 0
+    assert said.pop("job").startswith("job_")
+    assert int(said.pop("prompt_tokens")) > 0
+    assert int(said.pop("completion_tokens")) > 0
+    assert said == {
+        "state": "completed",
+        "total": "40",
+        "succeeded": "39",
+        "failed": "1",
+        "cancelled": "0",
+        "expired": "0",
+        "reused": "0",
+        "exit": "9",
+    }
+
+
+def test_a_run_that_takes_too_long_exits_with_8_and_goes_on_later(make_cli: MakeCli, tmp_path: Path) -> None:
+    slow, quick = make_cli(echo_latency_s=30), make_cli()
+    source, output = write_requests(tmp_path / "in.jsonl", 40), tmp_path / "out.jsonl"
+    command = ("run", str(source), "-o", str(output), "--once", "--timeout")
+    done = slow.run(*command, "2s")
+    assert done.returncode == 8, done.stderr
+    assert "after 2 s; what is finished is kept. To go on: promptmill run" in done.stderr
+    assert done.stderr.splitlines()[-1].endswith(" exit=8")
+    assert not output.exists()
+    done = quick.run(*command, "1h")
+    assert done.returncode == 0, done.stderr
+    assert len(read_results(output)) == 40
+    _only_job(quick)
+
+
+def test_two_runs_at_once_are_one_job(make_cli: MakeCli, home: Path, tmp_path: Path) -> None:
+    """As a line of cron's that was started twice."""
+    cli = make_cli(echo_latency_s=0.2)
+    source, output = write_requests(tmp_path / "in.jsonl", 40), tmp_path / "out.jsonl"
+    both = [cli.start("run", str(source), "-o", str(output), "--once", "--name", "nightly") for _ in range(2)]
+    for process in both:
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == 0, said
+    assert len(read_results(output)) == 40
+    assert_job_is_sound(_database(home), _only_job(cli))
+
+
+def test_shards_of_files_by_a_pattern_are_jobs_without_overlap(make_cli: MakeCli, tmp_path: Path) -> None:
+    cli = make_cli()
+    for name in ("b.jsonl", "a.jsonl"):
+        (tmp_path / "evals").mkdir(exist_ok=True)
+        lines = [{"prompt": "say it", "custom_id": f"{name} {number}"} for number in range(5)]
+        (tmp_path / "evals" / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    pattern, seen = str(tmp_path / "evals" / "*.jsonl"), []
+    for shard in ("1/2", "2/2"):
+        output = tmp_path / "out.jsonl"
+        options = ("--shard", shard, "--n", "2", "--temperature", "1", "--label", f"shard={shard}")
+        done = cli.run("run", pattern, "-o", str(output), "--once", *options)
+        assert done.returncode == 0, done.stderr
+        results = read_results(output)
+        assert [line["index"] for line in results] == list(range(5))
+        assert all(len(line["result"]["choices"]) == 2 for line in results)
+        seen += [line["custom_id"] for line in results]
+        (job,) = json.loads(cli.run("list", "--label", f"shard={shard}", "--json").stdout)
+        assert cli.run("verify", job["id"], "--input", pattern, "--output", str(output)).returncode == 0
+    names = [f"{name} {number}" for name in ("a.jsonl", "b.jsonl") for number in range(5)]
+    assert seen == names[::2] + names[1::2]
 
 
 def test_results_go_to_stdout_and_nothing_else_does(make_cli: MakeCli) -> None:
@@ -183,6 +258,6 @@ def test_a_worker_that_cannot_start_is_explained(make_cli: MakeCli, home: Path, 
     cli = make_cli(engine="vllm")
     done = cli.run("run", "-", "-o", str(tmp_path / "out.jsonl"), stdin='{"prompt": "a"}\n')
     assert done.returncode == 1
-    assert "the worker ended with exit code 70" in done.stderr
+    assert "error: the engine cannot be started: " in done.stderr
     assert "cannot load" in done.stderr
     assert "Traceback" not in done.stderr

@@ -140,8 +140,8 @@ def test_a_killed_worker_takes_its_session_along_and_its_chunks_run_elsewhere(
 
 
 def test_an_urgent_job_overtakes(make_cli: MakeCli, tmp_path: Path) -> None:
-    cli = make_cli(echo_latency_s=0.2)
-    big = _submit(cli, write_requests(tmp_path / "big.jsonl", 600))
+    cli = make_cli(echo_latency_s=0.5)
+    big = _submit(cli, write_requests(tmp_path / "big.jsonl", 3_000))
     cli.start("worker")
     wait_until(lambda: _status(cli, big)["counts"]["succeeded"] > 0, "the big job runs")
     urgent = _submit(cli, write_requests(tmp_path / "urgent.jsonl", 8), "--priority", "10")

@@ -242,7 +242,7 @@ BROKEN: dict[str, tuple[str, str]] = {
     ),
     "another task": (
         card_text(lambda fields: fields.update(task_type="text-to-image")),
-        "task_type is text-to-image; promptmill runs text-generation",
+        "task_type is text-to-image; only text-generation is run",
     ),
     "no limits": (card_text(lambda fields: fields["model"].pop("properties")), "property max_input_length"),
     "properties of another shape": (
@@ -442,6 +442,14 @@ def test_the_card_s_own_path_goes_before_all(home: Path, monkeypatch: pytest.Mon
     assert owl(weights="~/models/owl").weights(home) == f"{home}/models/owl"
 
 
+def test_a_card_is_found_by_an_alias_that_no_other_card_is_called(home: Path) -> None:
+    (home / "cards").mkdir()
+    (home / "cards" / "owl.yaml").write_text(card_text(set_own(aliases=["bird", HERMES])))
+    assert find_card(home, "bird").name == "owl"
+    assert find_card(home, HERMES).name == HERMES
+    assert {"owl", "@lab/owl", "lab/Owl-1B", "bird"} <= find_card(home, "owl").names
+
+
 @pytest.mark.parametrize("info", ["https://example.org/owl", "https://huggingface.co/lab", ""])
 def test_a_card_that_names_no_weights_says_where_to_put_them(home: Path, info: str) -> None:
     card = parse_card(card_text(set_limit("info", info)), "owl")
@@ -462,6 +470,7 @@ def test_a_card_describes_itself_as_the_contract_says(home: Path) -> None:
         "weights": "lab/Owl-1B",
         "engine_args": {},
         "sampling": {"seed": 7},
+        "aliases": [],
         "input_schema": INPUT,
         "output_schema": {"type": "object"},
     }

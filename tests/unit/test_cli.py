@@ -36,7 +36,11 @@ JOB_KEYS = [
         "model",
         "state",
         "priority",
+        "labels",
+        "selection",
+        "parent",
         "counts",
+        "num_reused",
         "usage",
         "created_at",
         "started_at",
@@ -47,22 +51,6 @@ JOB_KEYS = [
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 
 Run = Callable[..., Result]
-
-
-@pytest.fixture
-def run(sqlite_database: Database, monkeypatch: pytest.MonkeyPatch) -> Run:  # noqa: ARG001  the file is what counts
-    """Runs a command in this process; it must end with `code`, and show no traceback."""
-    monkeypatch.setattr(signal, "signal", lambda *_: None)
-
-    def invoke(*arguments: object, code: Exit = Exit.DONE, stdin: str | None = None) -> Result:
-        texts = [str(argument) for argument in arguments]
-        monkeypatch.setattr(sys, "argv", ["promptmill", *texts])
-        result = CliRunner().invoke(cli.main, texts, input=stdin)
-        assert result.exit_code == code, result.output
-        assert "Traceback" not in result.output
-        return result
-
-    return invoke
 
 
 @pytest.fixture
@@ -112,6 +100,7 @@ def test_the_commands_are_those_that_were_promised() -> None:
     promised = {"run", "submit", "status", "list", "wait", "results", "cancel", "validate", "worker", "check"}
     assert promised <= {path[0] for path in LEAVES}
     assert {("models", "list"), ("models", "show"), ("models", "add"), ("db", "upgrade")} <= set(LEAVES)
+    assert {("schedule", name) for name in ("add", "list", "remove", "run")} <= set(LEAVES)
 
 
 @pytest.mark.parametrize("path", LEAVES, ids=" ".join)
@@ -130,6 +119,12 @@ def test_every_example_is_a_command_that_there_is(path: tuple[str, ...]) -> None
     for line in epilog.partition("Example:")[2].strip().splitlines():
         words = re.split(r"[|<>]", line.partition("promptmill ")[2])[0].split()
         command = LEAVES[path]
+        if "--" in words:  # a command within the command
+            dashes = words.index("--")
+            inner = LEAVES[words[dashes + 1],]
+            root = click.Context(cli.main, **cli.main.context_settings)
+            inner.make_context("inner", words[dashes + 2 :], parent=root)
+            del words[dashes:]
         context = command.make_context(" ".join(path), words[len(path) :], resilient_parsing=True)
         known = {option for parameter in command.params for option in parameter.opts}
         assert context is not None
@@ -145,10 +140,11 @@ def test_every_command_and_every_option_says_what_it_does(path: tuple[str, ...])
 
 
 def test_whatever_reads_can_print_json() -> None:
-    for name in ("status", "list", "wait", "submit", "validate", "check"):
+    for name in ("status", "list", "wait", "submit", "validate", "check", "workers", "stats"):
         assert any("--json" in parameter.opts for parameter in LEAVES[name,].params), name
     for name in ("list", "show"):
         assert any("--json" in parameter.opts for parameter in LEAVES["models", name].params), name
+    assert any("--json" in parameter.opts for parameter in LEAVES["schedule", "list"].params)
 
 
 def test_the_help_lists_every_exit_code_with_its_meaning(run: Run) -> None:
@@ -171,6 +167,7 @@ def test_the_exit_codes_are_those_that_other_programs_know() -> None:
         7: "NOT_COMPLETED",
         8: "TIMED_OUT",
         9: "TOO_MANY_FAILED",
+        10: "SCORE_FELL",
         130: "INTERRUPTED",
     }
 
@@ -209,9 +206,7 @@ def test_the_help_is_instant_and_imports_nothing_heavy() -> None:
             "rich",
             "pydantic",
         }
-        assert not set(modules) & (
-            heavy | {"pydantic_settings", "orjson", "jsonschema_rs", "redis", "psycopg", "yaml"}
-        )
+        assert not set(modules) & (heavy | {"orjson", "jsonschema_rs", "redis", "psycopg", "yaml"})
     assert min(runs) < 0.3, runs
 
 
@@ -492,7 +487,7 @@ def test_validate_reports_on_stderr(run: Run, write: Any) -> None:
     assert result.stdout == ""
     assert result.stderr.splitlines() == [
         'line 2: prompt: the value is not of type "string" (invalid_request)',
-        "line 3: max_tokens: max_tokens must be at least 1 (invalid_request)",
+        "line 3: max_tokens: max_tokens must be at least 1 (invalid_parameter)",
         "3 lines: 1 valid, 2 bad",
     ]
 
@@ -526,7 +521,11 @@ def test_status_prints_the_contract_s_object(run: Run, job_id: str) -> None:
         "model": "hermes-2-pro-mistral-7b",
         "state": "queued",
         "priority": 0,
+        "labels": {},
+        "selection": None,
+        "parent": None,
         "counts": {**dict.fromkeys(COUNTS, 0), "total": 3, "pending": 3},
+        "num_reused": 0,
         "usage": {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0},
         "started_at": None,
         "finished_at": None,
@@ -534,6 +533,14 @@ def test_status_prints_the_contract_s_object(run: Run, job_id: str) -> None:
         "completion_tokens_per_s": None,
         "eta_s": None,
     }
+
+
+def test_every_command_takes_the_last_job_and_the_beginning_of_an_id(run: Run, done_id: str) -> None:
+    for which in ("last", done_id[:-2], done_id[4:8]):
+        for command in (("status", "--json"), ("wait",), ("verify",), ("results",), ("manifest",)):
+            run(command[0], which, *command[1:])
+    assert done_id in run("delete", "last").stderr
+    assert "no job yet" in run("status", "last", code=Exit.NOT_FOUND).stderr
 
 
 def test_status_of_a_completed_job_has_times_rates_and_usage(run: Run, done_id: str) -> None:
@@ -600,13 +607,13 @@ def test_another_file_under_a_known_key_is_warned_of(run: Run, write: Any) -> No
     first = run("submit", write(GOOD), "--idempotency-key", "k").stdout.strip()
     result = run("submit", write(GOOD, GOOD, name="b.jsonl"), "--idempotency-key", "k")
     assert result.stdout.strip() == first
-    assert f"warning: this file is not the one that {first} was submitted with" in result.stderr
+    assert f"warning: this is not the input that {first} was submitted with" in result.stderr
 
 
 def test_validate_prints_the_contract_s_object(run: Run, write: Any) -> None:
     result = run("validate", write(GOOD, BAD, {**GOOD, "temprature": 1}), "--json", code=Exit.INPUT_REFUSED)
     shown = json.loads(result.stdout)
-    assert list(shown) == ["lines", "valid", "invalid", "errors", "warnings"]
+    assert list(shown) == ["lines", "valid", "invalid", "errors", "warnings", "tokens_checked"]
     assert (shown["lines"], shown["valid"], shown["invalid"]) == (3, 2, 1)
     assert [list(error) for error in shown["errors"]] == [["line", "code", "path", "message"]]
     assert shown["errors"][0]["code"] == "invalid_request"
@@ -622,7 +629,14 @@ def test_validate_stores_nothing_and_makes_nothing(
     before = set(tmp_path.iterdir())
     result = CliRunner().invoke(cli.main, ["validate", str(path), "--json"])
     assert result.exit_code == 0
-    assert json.loads(result.stdout) == {"lines": 1, "valid": 1, "invalid": 0, "errors": [], "warnings": []}
+    assert json.loads(result.stdout) == {
+        "lines": 1,
+        "valid": 1,
+        "invalid": 0,
+        "errors": [],
+        "warnings": [],
+        "tokens_checked": False,
+    }
     assert set(tmp_path.iterdir()) == before
 
 

@@ -90,8 +90,8 @@ def test_limits_are_held_request_by_request_with_the_numbers_in_the_refusal() ->
             "",
             "10 prompt tokens + max_tokens 5 = 15 are more than max_total_tokens (14)",
         ),
-        Problem("invalid_request", "prompt", "the prompt has no tokens"),
-        Problem("invalid_request", "prompt", "the prompt has no tokens"),
+        Problem("input_empty", "", "the prompt has no tokens"),
+        Problem("input_empty", "", "the prompt has no tokens"),
     ]
 
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import pytest
 from servers import wait_until
@@ -41,6 +42,7 @@ class ScriptedEngine:
         self.extra: list[Completion | Failure] = []
         self.is_closed = False
         self.is_gone = False
+        self.batched_tokens = 1_000
         self.finish_at_once = 0  # or as many as it can run
         self.threads: set[int] = set()
         self._num_seqs = num_seqs
@@ -51,12 +53,20 @@ class ScriptedEngine:
         self._permits.release(num_steps)
 
     @property
+    def details(self) -> dict[str, Any]:
+        return {}
+
+    @property
     def label(self) -> str:
         return "scripted"
 
     @property
     def num_seqs(self) -> int:
         return self._num_seqs
+
+    @property
+    def max_num_batched_tokens(self) -> int:
+        return self.batched_tokens
 
     @property
     def num_unfinished(self) -> int:
@@ -285,6 +295,25 @@ def test_while_more_may_come_length_does_not_count(make_feed: MakeFeed, box: Box
 
 
 # claims
+
+
+def test_while_kin_may_come_a_job_begins_with_a_step_of_prompts(make_feed: MakeFeed, box: Box) -> None:
+    """And no more: of a first chunk most families have a few members, and their kin is on its way."""
+    engine = ScriptedEngine(num_seqs=8)
+    engine.batched_tokens = 600
+    feed = make_feed(engine)
+    feed.expect("next", 8)
+    chunk = [
+        replace(request(key), prompt=Rendered("", [key // 2] * 256 + [key]))
+        for key in (0, 2, 4, 6, 1, 3, 5, 7)
+    ]
+    feed.submit(chunk, box.put)
+    wait_until(lambda: engine.inside, "a step begins")
+    assert engine.inside == [0, 1, 2, 3, 4], "two families of 258 tokens, and what brings it over 600"
+    feed.submit([replace(request(8), prompt=Rendered("", [2] * 256 + [8]))], box.put)
+    feed.arrived("next")
+    engine.permit(8)
+    assert box.keys(9) == [0, 1, 2, 3, 4, 5, 8, 6, 7], "the late kin goes beside its own"
 
 
 def test_a_feed_is_hungry_until_two_batches_wait(make_feed: MakeFeed, box: Box) -> None:

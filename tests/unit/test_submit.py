@@ -17,6 +17,7 @@ from sqlalchemy import func, select
 from db import queries, recovery, submits
 from db.database import Database
 from db.errors import DatabaseUnavailableError, InputError, LeaseLostError, NotFoundError
+from db.outcomes import iterate_outcomes
 from db.queries import Counts
 from db.states import JobState
 from db.tables import chunks, jobs, metadata, requests
@@ -204,7 +205,7 @@ def test_skip_runs_the_good_lines_and_keeps_the_bad_ones_as_failed(
     finish(sqlite_database, submitted.job.id)
     job = queries.get_job(sqlite_database, submitted.job.id)
     assert (job.state, job.counts) == (JobState.COMPLETED, Counts(succeeded=2, failed=3))
-    outcomes = list(queries.iterate_outcomes(sqlite_database, job.id))
+    outcomes = list(iterate_outcomes(sqlite_database, job.id))
     assert [(outcome.custom_id, outcome.error_code) for outcome in outcomes] == [
         (None, None),
         ("b", "invalid_request"),
@@ -366,6 +367,15 @@ def test_once_returns_the_first_job_of_this_content(submit: Submit, write: Any, 
     assert submit(write(GOOD, GOOD), once=True).created, "other content is another job"
     small = find_card(home, "smollm2-135m-instruct")
     assert submit(write(GOOD), once=True, card=small).created, "and so is another card"
+
+
+def test_once_is_once_a_name(submit: Submit, write: Any) -> None:
+    path = write(GOOD)
+    tonight = submit(path, once=True, name="nightly-2")
+    assert tonight.created
+    assert submit(path, once=True, name="nightly-2").job.id == tonight.job.id
+    assert submit(path, once=True, name="nightly-3").created
+    assert submit(path, once=True).created
 
 
 def test_once_holds_for_stdin_too(

@@ -15,9 +15,9 @@ def entry(key: int, token_ids: Sequence[int] = (), *, max_tokens: int = 5, prior
     return Entry.of(EngineRequest(key, prompt, max_tokens, False, {}), lambda _: None, priority)
 
 
-def kin(key: int, family: int, own: int | None = None, size: int = 128) -> Entry:
+def kin(key: int, family: int, own: int | None = None, size: int = 128, *, max_tokens: int = 5) -> Entry:
     """One of a family whose prompts begin with the same 128 tokens."""
-    return entry(key, [family] * size + [key if own is None else own])
+    return entry(key, [family] * size + [key if own is None else own], max_tokens=max_tokens)
 
 
 def waiting(*entries: Entry) -> Waiting:
@@ -51,6 +51,21 @@ def test_within_a_family_those_that_have_more_in_common_are_neighbours() -> None
     assert order == [0, 0, 0, 1, 1, 1, 2, 2, 2]
 
 
+def test_no_more_go_in_than_are_to_be_computed() -> None:
+    """Of a family the first has all of its prompt computed, the others what they do not share."""
+    entries = [kin(key, family=key // 3, size=300) for key in range(9)]
+    line = waiting(*entries)
+    assert keys(line.take(9, num_new_tokens=301)) == [0]
+    inside = entries[:1]
+    assert keys(line.take(9, inside, num_new_tokens=90)) == [1, 2], (
+        "two blocks of three are shared: 45 are new"
+    )
+    assert keys(line.take(9, inside, num_new_tokens=302)) == [3, 4]
+    assert keys(line.take(9)) == [5, 6, 7, 8]
+    alone = waiting(entry(0, range(400)))
+    assert keys(alone.take(9, num_new_tokens=1)) == [0], "one always goes"
+
+
 def test_a_short_common_beginning_makes_no_kin() -> None:
     """A chat template's own is in every prompt, and is always in the cache."""
     line = waiting(*(kin(key, family=key % 2, size=100) for key in range(6)))
@@ -69,6 +84,30 @@ def test_the_family_that_went_last_is_remembered_between_two_refills() -> None:
     line = waiting(*(kin(key, family=key % 2) for key in range(10)))
     order = [key for _ in range(5) for key in keys(line.take(2))]
     assert order == [0, 2, 4, 6, 8, 1, 3, 5, 7, 9]
+
+
+def test_the_turn_of_a_family_ends_with_its_last_wherever_it_began() -> None:
+    line = waiting(kin(0, 1, own=50), kin(1, 2), *(kin(key, 1, own=key) for key in range(40, 60)))
+    order = take_all(line)
+    assert order[-1] == 1
+    assert sorted(order[:-1]) == [0, *range(40, 60)]
+
+
+def test_a_family_of_which_some_are_inside_goes_before_one_that_has_to_be_computed() -> None:
+    entries = [kin(0, 1), kin(1, 2), kin(2, 3), entry(3), kin(4, 2), kin(5, 1), kin(6, 3)]
+    line = waiting(*entries[:3])
+    assert keys(line.take(2)) == [0, 1]
+    line.add(entries[3:])
+    assert keys(line.take(2, entries[:2])) == [4, 5]
+    assert take_all(line) == [2, 6, 3]
+
+
+def test_a_long_one_does_not_leave_a_cached_beginning_unused() -> None:
+    entries = [kin(key, family=key % 2) for key in range(6)]
+    line = waiting(*entries)
+    assert keys(line.take(1)) == [0]
+    line.add([kin(10, family=7, max_tokens=90), kin(11, family=0, max_tokens=80), entry(12, max_tokens=70)])
+    assert keys(line.take(9, entries[:1], last_steps=50.0)) == [2, 4, 11, 10, 12, 1, 3, 5]
 
 
 def test_a_higher_priority_goes_before_kin_and_age() -> None:
@@ -107,7 +146,7 @@ def test_each_is_taken_once_whatever_happens(seed: int) -> None:
                 line.discard(dropped)
                 gone.append(dropped)
         if chance.random() < 0.3:
-            gone += keys(line.take(chance.randrange(6), chance.choice([None, 5.0])))
+            gone += keys(line.take(chance.randrange(6), last_steps=chance.choice([None, 5.0])))
         assert len(line) == len(added) - len(gone)
     gone += take_all(line)
     assert sorted(gone) == sorted(added)

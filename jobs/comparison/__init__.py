@@ -1,0 +1,1 @@
+"""`promptmill compare`: what changed between two jobs, and how well each answers its references."""
