@@ -4,6 +4,7 @@ Each function is one transaction. Every write names the lease; when the lease ha
 written and the caller is told so, so a worker that was frozen or cut off can do no harm when it returns.
 """
 
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -42,7 +43,7 @@ from db.tables import (
     results,
     workers,
 )
-from db.transitions import Lease, Tally
+from db.transitions import LEASE_COLUMNS, Lease, Tally
 
 _CANDIDATE_JOBS = 5
 _RESULT_COLUMNS = (
@@ -136,12 +137,17 @@ def claim(
     card_name: str,
     lease_s: float,
     job_id: str | None = None,
+    lease_id: str | None = None,
 ) -> Lease | None:
     """Lease the best queued chunk of this card (or of `job_id` alone); None when there is none.
 
     Best is: highest priority, then the job with the fewest chunks running, then the oldest. So an urgent job
     goes first, equal jobs share, and a big job cannot starve a small one.
+
+    After a DatabaseUnavailableError the caller cannot know whether the commit went through: `find` tells, by the
+    `lease_id` (of `new_lease_id`) that it gave. A second call claims another chunk.
     """
+    lease_id = lease_id or new_lease_id()
     with database.read() as tx:
         if job_id is None:
             candidates = tx.execute(_CANDIDATES, {"card_name": card_name}).all()
@@ -151,7 +157,7 @@ def claim(
     for candidate in candidates:
         # a transaction each: two claims that held several jobs' rows could wait for each other
         with database.write() as tx:
-            lease = _claim_from(tx, candidate.id, candidate.state, worker_id, lease_s)
+            lease = _claim_from(tx, candidate.id, candidate.state, worker_id, lease_s, lease_id)
         if lease is not None:
             return replace(lease, priority=candidate.priority)
     return None
@@ -195,7 +201,9 @@ _CANDIDATES_OF_ONE_JOB = _candidates(of_one_job=True)
 _PENDING = page_without_result(requests.c.body)
 
 
-def _claim_from(tx: Connection, job_id: str, state: str, worker_id: str, lease_s: float) -> Lease | None:
+def _claim_from(
+    tx: Connection, job_id: str, state: str, worker_id: str, lease_s: float, lease_id: str
+) -> Lease | None:
     # The job first, then the chunk (the lock order). A share is enough once the job runs, so that
     # claims of one job do not wait for each other, while a cancel waits for them.
     is_first = state == JobState.QUEUED
@@ -215,7 +223,20 @@ def _claim_from(tx: Connection, job_id: str, state: str, worker_id: str, lease_s
         return None
     if now == JobState.QUEUED:
         transitions.start_job(tx, job_id)
-    return transitions.claim_chunk(tx, chunk_id, worker_id, lease_s)
+    return transitions.claim_chunk(tx, chunk_id, worker_id, lease_s, lease_id)
+
+
+def new_lease_id() -> str:
+    """One that no other claim has."""
+    return uuid.uuid4().hex
+
+
+def find(database: Database, lease_id: str) -> Lease | None:
+    """The lease of a claim that went through, while it lives; None when there is none."""
+    held = select(*LEASE_COLUMNS, jobs.c.priority).join(jobs, jobs.c.id == chunks.c.job_id)
+    with database.read() as tx:
+        row = tx.execute(held.where(chunks.c.lease_id == lease_id)).one_or_none()
+    return None if row is None else transitions.lease_of(row)
 
 
 def load_requests(database: Database, lease: Lease) -> list[PendingRequest]:

@@ -7,7 +7,6 @@ Lock order, always: the jobs' rows, by their ids, then their chunks, by theirs. 
 whatever writes results, may close the job or puts a chunk back.
 """
 
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field
 from typing import Any
@@ -411,15 +410,15 @@ def erase_job(tx: Connection, job_id: str) -> bool:
 # --- chunks ---------------------------------------------------------------------------------------------------
 
 
-def claim_chunk(tx: Connection, chunk_id: int, worker_id: str, lease_s: float) -> Lease:
-    """queued -> running under a fresh lease; counts the attempt."""
+def claim_chunk(tx: Connection, chunk_id: int, worker_id: str, lease_s: float, lease_id: str) -> Lease:
+    """queued -> running under a lease of this id, which no other has had; counts the attempt."""
     arrow = CHUNK_ARROWS["claim"]
     claimed = tx.execute(
         update(chunks)
         .where(chunks.c.id == chunk_id, chunks.c.state.in_(arrow.sources))
         .values(
             state=arrow.target,
-            lease_id=uuid.uuid4().hex,
+            lease_id=lease_id,
             lease_until=now_s() + lease_s,
             worker_id=worker_id,
             attempt=chunks.c.attempt + 1,
@@ -433,7 +432,7 @@ def claim_chunk(tx: Connection, chunk_id: int, worker_id: str, lease_s: float) -
 
 
 def lease_of(row: Row[Any]) -> Lease:
-    """The lease in `LEASE_COLUMNS` of a running chunk."""
+    """The lease in `LEASE_COLUMNS` of a running chunk; its job's priority may follow."""
     return Lease(*row)
 
 

@@ -132,21 +132,34 @@ class Runner:
             if self.is_draining:
                 return None
             try:
-                lease = self._patiently(
-                    lambda: leases.claim(
-                        self._database,
-                        self._worker_id,
-                        self._card_name,
-                        self._settings.lease_s,
-                        self._only_job_id,
-                    )
-                )
+                lease = self._patiently(self._claims())
             except DatabaseUnavailableError:
                 return None  # the worker drains, and will not wait for it
             self._has_suspect = lease is not None and lease.is_suspect
             if lease is not None:
                 self._feed.expect(lease.lease_id, lease.num_requests)
         return lease
+
+    def _claims(self) -> Callable[[], Lease | None]:
+        """One claim, to be called again when the database was away: a claim that went through while its answer was
+        lost is found, or its chunk would stand still until its lease expires."""
+        lease_id: str | None = None
+
+        def claim() -> Lease | None:
+            nonlocal lease_id
+            if lease_id is not None and (lease := leases.find(self._database, lease_id)) is not None:
+                return lease
+            lease_id = leases.new_lease_id()
+            return leases.claim(
+                self._database,
+                self._worker_id,
+                self._card_name,
+                self._settings.lease_s,
+                self._only_job_id,
+                lease_id,
+            )
+
+        return claim
 
     def _run(self, lease: Lease) -> None:
         run = ChunkRun(lease)

@@ -4,7 +4,7 @@ import uuid
 
 from sqlalchemy import Connection, insert, select
 
-from db import transitions
+from db import leases, transitions
 from db.states import ChunkState, JobState, WorkerState
 from db.tables import chunks, jobs, now_s, workers
 from db.transitions import Lease, Part, Tally
@@ -81,7 +81,9 @@ def insert_chunk(
 
 def move_chunk(tx: Connection, arrow: str, lease: Lease) -> None:
     if arrow == "claim":
-        transitions.claim_chunk(tx, lease.chunk_id, insert_worker(tx, WorkerState.READY), 300.0)
+        transitions.claim_chunk(
+            tx, lease.chunk_id, insert_worker(tx, WorkerState.READY), 300.0, leases.new_lease_id()
+        )
     elif arrow == "split":
         transitions.split_chunk(tx, lease, [Part(0, 2, Tally(2)), Part(2, 1, Tally(1))])
     elif arrow == "retry":

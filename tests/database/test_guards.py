@@ -16,7 +16,7 @@ from database.raw_rows import (
 from database.rows import row_of
 from sqlalchemy import select, update
 
-from db import transitions
+from db import leases, transitions
 from db.database import Database
 from db.errors import LeaseLostError, NotFoundError, WrongStateError
 from db.states import JOB_ARROWS, WORKER_ARROWS, ChunkState, JobState, WorkerState
@@ -153,7 +153,7 @@ def test_a_claim_counts_the_attempt_and_says_what_is_leased(shared_database: Dat
     with shared_database.write() as tx:
         chunk = insert_chunk(tx, ChunkState.QUEUED)
         worker_id = insert_worker(tx, WorkerState.READY)
-        lease = transitions.claim_chunk(tx, chunk.chunk_id, worker_id, 300.0)
+        lease = transitions.claim_chunk(tx, chunk.chunk_id, worker_id, 300.0, leases.new_lease_id())
         row, now = row_of(tx, chunks, chunk.chunk_id), clock(tx)
     assert lease == Lease(row["lease_id"], chunk.chunk_id, chunk.job_id, 0, 3, 2)
     assert lease.lease_id != chunk.lease_id

@@ -45,6 +45,19 @@ def test_nothing_is_claimed_when_there_is_nothing(database: Database) -> None:
     assert leases.claim(database, "w1", CARD, LEASE_S) is None
 
 
+def test_a_claim_is_found_by_its_lease_while_that_lives(database: Database) -> None:
+    register(database)
+    job_id = submit(database, priority=7)
+    mine, other = leases.new_lease_id(), leases.new_lease_id()
+    lease = leases.claim(database, "w1", CARD, LEASE_S, job_id, mine)
+    assert lease is not None
+    assert (lease.lease_id, lease.priority) == (mine, 7)
+    assert leases.find(database, mine) == lease
+    assert leases.find(database, other) is None
+    leases.release(database, lease)
+    assert leases.find(database, mine) is None
+
+
 def test_the_first_claim_starts_the_job(database: Database) -> None:
     register(database)
     job_id = submit(database)

@@ -5,6 +5,7 @@ from typing import Any
 
 import orjson
 import pytest
+from echo_worker import work
 
 from db import leases, queries, transitions
 from db.database import Database
@@ -14,10 +15,7 @@ from jobs.settings import Settings
 from jobs.submit import InputRefusedError, SubmitOptions, submit
 from jobs.tools import ToolUse
 from workers.chunk_run import result_of
-from workers.echo_engine import EchoEngine
 from workers.engine import Choice, Completion
-from workers.feed import Feed
-from workers.runner import Runner
 
 CALL = '<tool_call>{"name": "a", "arguments": {}}</tool_call>'
 READ = [{"name": "a", "arguments": {}}]
@@ -54,18 +52,7 @@ def test_of_several_all_are_choices_and_the_first_stands_at_the_top_too() -> Non
 
 def run(database: Database, settings: Settings, card: Card, job_id: str) -> dict[int, Any]:
     """The job's results, after a worker with the echo engine has run it."""
-    feed = Feed(lambda: EchoEngine(4, 0))
-    feed.start()
-    engine = feed.wait_ready()
-    assert engine is not None
-    with database.write() as tx:
-        transitions.register_worker(tx, "w", card.name, "echo", "host", 1)
-    runner = Runner(database, settings, card.name, "w", feed, engine)
-    try:
-        runner.work()
-    finally:
-        runner.close()
-        feed.stop()
+    work(database, settings, card.name)
     assert queries.get_job(database, job_id).state == "completed"
     from sqlalchemy import text
 
