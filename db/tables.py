@@ -138,7 +138,6 @@ jobs = Table(
     Index(None, "state", "created_at"),
     Index(None, "created_at"),
     Index(None, "finished_at"),
-    Index(None, "deadline_at"),
     Index(None, "input_sha256"),
 )
 
@@ -153,6 +152,7 @@ Index(
     postgresql_where=IS_CLAIMABLE,
     sqlite_where=IS_CLAIMABLE,
 )
+Index("ix_jobs_due", jobs.c.deadline_at, postgresql_where=IS_CLAIMABLE, sqlite_where=IS_CLAIMABLE)
 
 workers = Table(
     "workers",
