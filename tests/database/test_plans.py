@@ -1,13 +1,17 @@
 """No statement of the daily work reads a table from end to end: every plan of every statement is looked at."""
 
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+from database.conftest import name_after
 from database.rows import CARD, LEASE_S, claim, failure, finish, register, success
+from servers import Postgres
 from sqlalchemy import event, text
 
 from db import generations, leases, queries, recovery, retries, schedules, transitions, usage
@@ -20,9 +24,9 @@ from db.outcomes import find_outcomes, has_custom_ids, iterate_finished, iterate
 from db.states import JobState
 from jobs.control import cancel
 
+# So many of each that reading them all is never the cheapest.
 _BIG = 20_000
-_NUM_SMALL_JOBS = 2_000
-# so many that reading them all is never the cheapest, whether or not older tests left dead rows between them
+_NUM_SMALL_JOBS = 5_000
 _NUM_OLD_WORKERS = 5_000
 _CHUNK = 8
 
@@ -91,15 +95,15 @@ _SCANS = {
 _LOOKS_AT_EACH_ROW = "jobs.num_succeeded + jobs.num_failed = jobs.num_requests"
 
 
-@pytest.fixture
-def filled(database: Database) -> Database:
-    """Two thousand jobs of two chunks each, and a big one; one worker lives, and thousands have."""
+@pytest.fixture(scope="module")
+def _filled_once(shared_database: Database) -> Database:
+    """Five thousand jobs of two chunks each, and a big one; one worker lives, and thousands have."""
 
     def run(sql: str, num_rows: int, **names: str) -> None:
-        numbers = _NUMBERS[database.is_sqlite]
+        numbers = _NUMBERS[shared_database.is_sqlite]
         tx.execute(text(sql.format(numbers=numbers, **names)), {"last": num_rows - 1, "chunk": _CHUNK})
 
-    with database.write() as tx:
+    with shared_database.write() as tx:
         run(_JOBS, _NUM_SMALL_JOBS)
         run(_LABELS, _NUM_SMALL_JOBS)
         tx.execute(text(_BIG_JOB), {"num": _BIG})
@@ -112,10 +116,26 @@ def filled(database: Database) -> Database:
         run(_GENERATIONS, _BIG)
         run(_WORKERS, _NUM_OLD_WORKERS)
         transitions.register_worker(tx, "w1", CARD, "echo", "host", 1)
-    if not database.is_sqlite:  # where the server does so by itself; on SQLite nobody does
-        with database.write() as tx:
+    if not shared_database.is_sqlite:  # where the server does so by itself; on SQLite nobody does
+        with shared_database.write() as tx:
             tx.execute(text("ANALYZE"))
-    return database
+    shared_database.close()  # neither kind can be copied while somebody is connected
+    return shared_database
+
+
+@pytest.fixture
+def filled(_filled_once: Database, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
+    """A copy for each test: with dead rows of tests before it between its own, its plans would be others."""
+    if _filled_once.is_sqlite:
+        path = tmp_path / "filled.db"
+        shutil.copy(str(_filled_once.url.database), path)
+        url = f"sqlite:///{path}"
+    else:
+        postgres: Postgres = request.getfixturevalue("postgres")
+        url = postgres.create_database(name_after(tmp_path), template=_filled_once.url.database)
+    opened = Database(url)
+    yield opened
+    opened.close()
 
 
 @contextmanager
