@@ -10,7 +10,7 @@ import pytest
 from plant import FAST, Plant
 from servers import wait_until
 
-_NUM_REQUESTS = 60
+_NUM_REQUESTS = 24
 _LOAD_TIMEOUT_S = 200.0
 _NOTICE_TIMEOUT_S = 20.0
 
