@@ -40,6 +40,17 @@ def _counted(prefix: str, a: Counter[str], b: Counter[str]) -> Iterator[Row]:
         yield Row(prefix + name, a[name], b[name])
 
 
+SCORE_TITLES = ("score", "A", "B", "B - A", "of", "now right", "now wrong")
+
+
+def score_rows(found: Comparison) -> Iterator[tuple[str, ...]]:
+    """The cells below `SCORE_TITLES`, in the order of `found.scores`."""
+    for match, score in found.scores.items():
+        shares = (percent(score.share_a), percent(score.share_b), points(score))
+        counts = (f"{score.num_scored:,}", f"{score.num_gained:,}", f"{score.num_lost:,}")
+        yield (match.value, *shares, *counts)
+
+
 def percent(share: Fraction) -> str:
     return f"{float(share * 100):.1f}%"
 

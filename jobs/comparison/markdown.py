@@ -7,7 +7,7 @@ from fractions import Fraction
 from db.queries import Job
 from jobs.comparison.compare import Comparison, notes_of
 from jobs.comparison.examples import Example, diff_lines, shown
-from jobs.comparison.figures import percent, points, rows_of, summary_of, verdict_of
+from jobs.comparison.figures import SCORE_TITLES, rows_of, score_rows, summary_of, verdict_of
 
 _SIGNS = re.compile(r"([\\`*_{}\[\]<>()#+!|~&])")
 
@@ -28,12 +28,7 @@ def _lines(found: Comparison, tolerance: Fraction) -> Iterator[str]:
         yield f"- {_escaped(note)}"
     if found.scores:
         yield from _heading("Scores")
-        rows = [("score", "A", "B", "B - A", "of", "now right", "now wrong")]
-        for match, score in found.scores.items():
-            shares = (percent(score.share_a), percent(score.share_b), points(score))
-            counts = (f"{score.num_scored:,}", f"{score.num_gained:,}", f"{score.num_lost:,}")
-            rows.append((match.value, *shares, *counts))
-        yield from _table(rows)
+        yield from _table([SCORE_TITLES, *score_rows(found)])
     yield from _heading("Figures")
     yield from _table(
         [("", "A", "B", "B - A")]

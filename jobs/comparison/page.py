@@ -7,7 +7,7 @@ from html import escape
 from db.queries import Job
 from jobs.comparison.compare import Comparison, notes_of
 from jobs.comparison.examples import Example, diff_words, shown
-from jobs.comparison.figures import percent, points, rows_of, summary_of, verdict_of
+from jobs.comparison.figures import SCORE_TITLES, rows_of, score_rows, summary_of, verdict_of
 from jobs.comparison.plots import ends_plot, lengths_plot, score_plot
 
 # Whatever a text might smuggle in, the browser loads nothing and runs nothing.
@@ -80,12 +80,10 @@ def _job(job: Job) -> str:
 
 def _score_table(found: Comparison) -> str:
     rows = []
-    for match, score in found.scores.items():
+    for score, (name, a, b, delta, *counts) in zip(found.scores.values(), score_rows(found), strict=True):
         kind = "up" if score.share_b > score.share_a else "down" if score.share_b < score.share_a else "soft"
-        delta = f'<span class="{kind}">{points(score)}</span>'
-        counts = [f"{number:,}" for number in (score.num_scored, score.num_gained, score.num_lost)]
-        rows.append([match.value, percent(score.share_a), percent(score.share_b), delta, *counts])
-    return _table(("score", "A", "B", "B - A", "of", "now right", "now wrong"), rows)
+        rows.append([name, a, b, f'<span class="{kind}">{delta}</span>', *counts])
+    return _table(SCORE_TITLES, rows)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -6,7 +6,7 @@ from fractions import Fraction
 from db.queries import Job
 from jobs.comparison.compare import Comparison
 from jobs.comparison.examples import Example, diff_lines, shown
-from jobs.comparison.figures import percent, points, rows_of, summary_of, verdict_of
+from jobs.comparison.figures import SCORE_TITLES, rows_of, score_rows, summary_of, verdict_of
 
 _NUM_EXAMPLES = 3
 _NUM_DIFF_LINES = 12
@@ -28,12 +28,7 @@ def _lines(found: Comparison, tolerance: Fraction) -> Iterator[str]:
     yield from _table(rows)
     if found.scores:
         yield ""
-        scores = [("score", "A", "B", "B - A", "of", "now right", "now wrong")]
-        for match, score in found.scores.items():
-            shares = (percent(score.share_a), percent(score.share_b), points(score))
-            counts = (f"{score.num_scored:,}", f"{score.num_gained:,}", f"{score.num_lost:,}")
-            scores.append((match.value, *shares, *counts))
-        yield from _table(scores)
+        yield from _table([SCORE_TITLES, *score_rows(found)])
     yield from _flips(found)
     for example in found.changed[:_NUM_EXAMPLES]:
         yield ""
