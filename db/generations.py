@@ -10,7 +10,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, TextClause, bindparam, or_, select, text, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    FromClause,
+    Row,
+    TextClause,
+    bindparam,
+    or_,
+    select,
+    text,
+    update,
+)
 
 from db.database import Database
 from db.errors import LeaseLostError
@@ -55,7 +66,6 @@ _INSERT: dict[bool, TextClause] = {
         " FROM json_array_elements(CAST(:rows AS json)) ON CONFLICT DO NOTHING RETURNING key"
     ),
 }
-# A result counts by its own key: in the end a worker with other weights may have run that request.
 _RESULT_COLUMNS = (
     results.c.result,
     results.c.finish_reason,
@@ -66,6 +76,18 @@ _RESULT_COLUMNS = (
     results.c.job_id.label("source_job"),
     results.c.index.label("source_index"),
 )
+
+
+def _is_of(result: FromClause, note: FromClause) -> ColumnElement[bool]:
+    """Whether it is of the noted request, and counts: by its own key, since in the end a worker with other weights may
+    have run that request."""
+    return (
+        (result.c.job_id == note.c.job_id)
+        & (result.c.index == note.c.index)
+        & (result.c.content_key == note.c.key)
+    )
+
+
 _NOTES = (
     select(
         generations.c.key,
@@ -74,12 +96,7 @@ _NOTES = (
         results.c.status,
         *_RESULT_COLUMNS,
     )
-    .outerjoin(
-        results,
-        (results.c.job_id == generations.c.job_id)
-        & (results.c.index == generations.c.index)
-        & (results.c.content_key == generations.c.key),
-    )
+    .outerjoin(results, _is_of(results, generations))
     .outerjoin(chunks, chunks.c.lease_id == generations.c.lease_id)
     .where(
         generations.c.job_id == bindparam("job_id"),
@@ -96,12 +113,7 @@ _noted, _kept, _of_kept = generations.alias("noted"), generations.alias("kept"),
 # One for each key, however many jobs have it; of a job that is being deleted none.
 _some_job = (
     select(_kept.c.job_id)
-    .join(
-        _of_kept,
-        (_of_kept.c.job_id == _kept.c.job_id)
-        & (_of_kept.c.index == _kept.c.index)
-        & (_of_kept.c.content_key == _kept.c.key),
-    )
+    .join(_of_kept, _is_of(_of_kept, _kept))
     .join(jobs, jobs.c.id == _kept.c.job_id)
     .where(
         _kept.c.key == _noted.c.key,
