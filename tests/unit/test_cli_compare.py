@@ -3,13 +3,13 @@
 import json
 import stat
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
-import cli
 from cli import Exit
 from db.database import Database
 from db.leases import NewResult
@@ -19,15 +19,9 @@ _LINE = {"custom_id": "p", "prompt": "x", "metadata": {"reference": "Paris", "ma
 
 
 @pytest.fixture
-def run(sqlite_database: Database) -> Run:  # noqa: ARG001  the file is what counts
-    """Runs `promptmill compare` in this process; it must end with `code`."""
-
-    def invoke(*arguments: object, code: Exit = Exit.DONE) -> Result:
-        result = CliRunner().invoke(cli.main, ["compare", *map(str, arguments)])
-        assert result.exit_code == code, result.output
-        return result
-
-    return invoke
+def run(run: Run) -> Run:
+    """Runs `promptmill compare`."""
+    return partial(run, "compare")
 
 
 @pytest.fixture
